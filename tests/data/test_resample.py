@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from partialseg.data.resample import resample_back, resample_image, resample_label, resampled_grid
+
+GRIDS = [
+    pytest.param((9, 31, 24), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5), id="up across, down in plane"),
+    pytest.param((40, 21, 10), (0.5, 3.0, 2.0), (3.0, 1.5, 1.5), id="down across, up in plane"),
+    pytest.param((1, 7, 13), (2.5, 1.0, 1.0), (3.0, 1.5, 1.5), id="one slice"),
+    pytest.param((20, 1, 2), (0.5, 1.0, 1.0), (3.0, 0.6, 0.4), id="one row, two columns"),
+    pytest.param((2, 3, 4), (9.0, 9.0, 9.0), (1.0, 2.0, 3.0), id="far up"),
+]
+
+
+def positions(shape, spacing, new_shape, new_spacing):
+    axes = [
+        (np.arange(m) - (m - 1) / 2) * new / old + (n - 1) / 2
+        for n, m, old, new in zip(shape, new_shape, spacing, new_spacing, strict=True)
+    ]
+    return np.meshgrid(*axes, indexing="ij")
+
+
+def sphere(shape, spacing, radius_mm, off_centre_mm=(0, 0, 0)):
+    axes = [
+        (np.arange(n) - (n - 1) / 2) * s - c for n, s, c in zip(shape, spacing, off_centre_mm, strict=True)
+    ]
+    z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+    return z**2 + y**2 + x**2 < radius_mm**2
+
+
+@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_image_equals_scipy_cubic_spline(shape, spacing, new_spacing, dtype):
+    image = np.random.default_rng(0).normal(0, 1000, shape).astype(dtype)
+    new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
+    where = positions(shape, spacing, new_shape, new_spacing)
+    expected = ndimage.map_coordinates(image.astype(float), where, order=3, mode="nearest")
+    resampled = resample_image(image, spacing, new_spacing)
+    assert resampled.dtype == np.float32
+    np.testing.assert_allclose(resampled, expected, atol=0.01)
+
+
+def test_image_and_label_are_the_same_when_spacing_is_unchanged():
+    rng = np.random.default_rng(1)
+    image = rng.normal(0, 1000, (5, 6, 7)).astype(np.float32)
+    label = rng.integers(0, 4, (5, 6, 7)).astype(np.uint8)
+    spacing = (2.5, 0.703125, 0.703125)
+    read_back = tuple(float(np.float32(s * 1.0000001)) for s in spacing)
+    np.testing.assert_array_equal(resample_image(image, spacing, read_back), image)
+    np.testing.assert_array_equal(resample_label(label, spacing, read_back), label)
+
+
+@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
+def test_grid_has_the_new_spacing_and_the_same_centre(shape, spacing, new_spacing):
+    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing[::-1])
+    affine[:3, 3] = (-120, 35, 900)
+    new_shape, new_affine = resampled_grid(shape, affine, spacing, new_spacing)
+    np.testing.assert_allclose(np.linalg.norm(new_affine[:3, :3], axis=0), new_spacing[::-1])
+    np.testing.assert_allclose(
+        new_affine @ [*((np.array(new_shape[::-1]) - 1) / 2), 1],
+        affine @ [*((np.array(shape[::-1]) - 1) / 2), 1],
+    )
+
+
+def test_a_point_keeps_its_place_in_the_world():
+    # The first coordinate of each voxel as its value: wherever a voxel comes to lie, it must hold its place.
+    shape, spacing, new_spacing = (30, 40, 50), (2.0, 0.7, 0.9), (3.0, 1.5, 1.5)
+    affine = np.diag([0.9, 0.7, 2.0, 1.0])
+    affine[:3, 3] = (-10, 20, 300)
+    new_shape, new_affine = resampled_grid(shape, affine, spacing, new_spacing)
+    for axis in range(3):
+        index = np.indices(shape)[axis]
+        world = affine[2 - axis, 2 - axis] * index + affine[2 - axis, 3]
+        new_index = np.indices(new_shape)[axis]
+        expected = new_affine[2 - axis, 2 - axis] * new_index + new_affine[2 - axis, 3]
+        # A ramp bends where its edge is continued.
+        middle = tuple(slice(n // 4, -(n // 4)) for n in new_shape)
+        np.testing.assert_allclose(
+            resample_image(world, spacing, new_spacing)[middle], expected[middle], atol=0.01
+        )
+
+
+def test_constant_stays_constant():
+    constant = np.full((7, 8, 9), -1000, dtype=np.int16)
+    np.testing.assert_allclose(resample_image(constant, (5, 1, 1), (3, 1.5, 0.4)), -1000, atol=0.01)
+
+
+def test_spacing_of_zero_is_refused():
+    with pytest.raises(ValueError, match="above 0 mm"):
+        resample_image(np.zeros((2, 2, 2)), (0, 1, 1), (3, 1.5, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "new_spacing"), [((5, 0.8, 0.8), (3, 1.5, 1.5)), ((3, 1.5, 1.5), (1.1, 0.7, 0.9))]
+)
+def test_sphere_keeps_volume_and_centre(spacing, new_spacing):
+    shape = tuple(round(120 / s) for s in spacing)
+    label = sphere(shape, spacing, 40, (5, -6, 7)).astype(np.uint8) * 4
+    resampled = resample_label(label, spacing, new_spacing)
+    expected = sphere(resampled.shape, new_spacing, 40, (5, -6, 7))
+    assert set(np.unique(resampled)) == {0, 4}
+    assert resampled.dtype == np.uint8
+    assert (resampled == 4).sum() * np.prod(new_spacing) == pytest.approx(4 / 3 * np.pi * 40**3, rel=0.02)
+    overlap = 2 * (expected & (resampled == 4)).sum() / (expected.sum() + (resampled == 4).sum())
+    assert overlap > 0.97
+    centre = np.array(ndimage.center_of_mass(resampled)) - (np.array(resampled.shape) - 1) / 2
+    np.testing.assert_allclose(centre * new_spacing, (5, -6, 7), atol=0.1)
+
+
+def test_label_with_the_largest_share_wins_as_in_whole_interpolation():
+    label = ndimage.zoom(np.random.default_rng(3).integers(0, 5, (4, 5, 6)), 4, order=0)
+    spacing, new_spacing = (2.0, 0.8, 1.1), (3.0, 1.5, 0.9)
+    new_shape, _ = resampled_grid(label.shape, np.eye(4), spacing, new_spacing)
+    where = positions(label.shape, spacing, new_shape, new_spacing)
+    shares = np.stack(
+        [
+            ndimage.map_coordinates((label == v).astype(float), where, order=1, mode="nearest")
+            for v in range(5)
+        ]
+    )
+    clear = np.sort(shares, axis=0)
+    clear = clear[-1] - clear[-2] > 1e-3
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(
+        resample_label(label, spacing, new_spacing)[clear], shares.argmax(axis=0)[clear]
+    )
+
+
+def test_sheet_one_voxel_thin_outlives_half_the_resolution():
+    label = np.zeros((8, 8, 8), dtype=np.uint8)
+    label[:, 3] = 2
+    assert (resample_label(label, (1, 1, 1), (1, 2, 1)) == 2).sum() == 64
+
+
+def test_value_between_two_samples_is_left_out():
+    label = np.zeros((1, 1, 9), dtype=np.uint8)
+    label[..., 4] = 1
+    assert not resample_label(label, (1, 1, 1), (1, 1, 4)).any()
+
+
+def test_empty_label_map_stays_empty():
+    assert not resample_label(np.zeros((4, 4, 4), dtype=np.uint8), (1, 1, 1), (2, 2, 2)).any()
+
+
+def test_negative_label_is_refused():
+    with pytest.raises(ValueError, match="-1"):
+        resample_label(np.full((2, 2, 2), -1), (1, 1, 1), (2, 2, 2))
+
+
+@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
+def test_scores_go_back_to_the_scans_own_grid(shape, spacing, new_spacing):
+    new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
+    scores = np.random.default_rng(4).normal(size=(*new_shape, 4)).astype(np.float32)
+    where = positions(new_shape, new_spacing, shape, spacing)
+    whole = np.stack(
+        [ndimage.map_coordinates(scores[..., c], where, order=1, mode="nearest") for c in range(4)]
+    )
+    clear = np.sort(whole, axis=0)
+    clear = clear[-1] - clear[-2] > 1e-3
+    labels = resample_back(scores, new_spacing, shape, spacing)
+    assert labels.shape == shape
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels[clear], whole.argmax(axis=0)[clear])
+
+
+def test_scores_around_one_organ_go_back_as_the_whole_does():
+    shape, spacing, new_spacing = (25, 60, 70), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5)
+    new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
+    organ = sphere(new_shape, new_spacing, 12, (20, -10, 8))
+    scores = np.stack([~organ, organ], axis=-1).astype(np.float16)
+    where = positions(new_shape, new_spacing, shape, spacing)
+    share = ndimage.map_coordinates(organ.astype(float), where, order=1, mode="nearest")
+    clear = abs(share - 0.5) > 1e-3
+    labels = resample_back(scores, new_spacing, shape, spacing)
+    np.testing.assert_array_equal(labels[clear], share[clear] > 0.5)
+    assert labels.sum() * np.prod(spacing) == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.05)
+
+
+def test_scores_with_background_everywhere_give_background():
+    assert not resample_back(np.eye(3)[np.zeros((2, 3, 4), dtype=int)], (2, 2, 2), (4, 6, 8), (1, 1, 1)).any()
