@@ -1,0 +1,143 @@
+"""Patches for training: a `tf.data` pipeline of `(image, candidates)` batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from partialseg.data.labels import candidates, ignored_value
+from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.sampling import Draw, PatchConfig, PatchPlan, fixed_draws
+from partialseg.errors import DataError
+
+__all__ = ["PatchConfig", "fixed_patches", "patches", "read_patch"]
+
+#: What lies outside the field of view, in HU.
+AIR = -1024
+
+
+def patches(
+    prepared: Prepared | str | Path, config: PatchConfig | Mapping[str, Any], start_batch: int = 0
+) -> tf.data.Dataset:
+    """An endless stream of batches, always the same for the same config (see `PatchPlan` for what is drawn).
+
+    Args:
+        prepared: The prepared cases, or the folder that holds them.
+        config: How patches are drawn.
+        start_batch: Index of the first batch; a training that stopped goes on where it was.
+
+    Returns:
+        A dataset of `(image, candidates)`: image float32 HU `(batch, depth, height, width, 1)`, candidates
+        uint8 of 0 and 1, `(batch, depth, height, width, classes)`. Where a patch reaches out of the volume,
+        the image is air (-1024 HU) and every class is a candidate.
+
+    Raises:
+        DataError: If a dataset is unknown or has no case in the split, or if there is none at all.
+        pydantic.ValidationError: If the config is not valid.
+    """
+    if not isinstance(prepared, Prepared):
+        prepared = read_prepared(prepared)
+    config = PatchConfig.model_validate(config)
+    plan = PatchPlan(prepared, config)
+    tables, offsets = _joined_tables(prepared, plan.datasets)
+    shape = (config.batch_size, *config.patch_size)
+
+    def read_batch(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draws = plan.batch(int(index))
+        image, label = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+        for slot, draw in enumerate(draws):
+            read_patch(prepared, draw, image[slot], label[slot])
+        return image, label, np.array([offsets[draw.case.dataset] for draw in draws], np.int32)
+
+    def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label, offset = tf.numpy_function(
+            read_batch, [index], [tf.int16, tf.uint8, tf.int32], stateful=False
+        )
+        image, label = tf.ensure_shape(image, shape), tf.ensure_shape(label, shape)
+        offset = tf.reshape(offset, (config.batch_size, 1, 1, 1))
+        sets = tf.gather(tables, tf.cast(label, tf.int32) + offset)
+        return tf.cast(image, tf.float32)[..., tf.newaxis], sets
+
+    batches = tf.data.Dataset.counter(start_batch)
+    return batches.map(to_tensors, num_parallel_calls=config.workers, deterministic=True).prefetch(2)
+
+
+def fixed_patches(
+    prepared: Prepared, dataset: str, split: str, num: int, patch_size: Sequence[int], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches centred on the foreground of one dataset, the same at every call, for monitoring.
+
+    Args:
+        prepared: The prepared cases.
+        dataset: Name of the dataset.
+        split: "train" or "test".
+        num: How many patches; cases and their organs come in turn.
+        patch_size: `(depth, height, width)` in voxels.
+        seed: Of the choice.
+
+    Returns:
+        Image, float32 HU `(num, depth, height, width, 1)`, and candidates, uint8 of 0 and 1,
+        `(num, depth, height, width, classes)`.
+
+    Raises:
+        DataError: If the dataset is unknown or has no case in the split.
+    """
+    draws = fixed_draws(prepared, dataset, split, num, patch_size, seed)
+    image = np.empty((num, *patch_size), np.int16)
+    label = np.empty((num, *patch_size), np.uint8)
+    for slot, draw in enumerate(draws):
+        read_patch(prepared, draw, image[slot], label[slot])
+    return image[..., np.newaxis].astype(np.float32), candidates(label, prepared.datasets[dataset].table)
+
+
+def read_patch(prepared: Prepared, draw: Draw, image: np.ndarray, label: np.ndarray) -> None:
+    """Read one patch into arrays; what lies outside the volume is air, and ignored.
+
+    Args:
+        prepared: The prepared cases.
+        draw: The patch to read.
+        image: int16 HU `(depth, height, width)`, written to.
+        label: uint8 values of the dataset's table, same shape, written to.
+
+    Raises:
+        DataError: If a file is missing or holds what the manifest does not say.
+    """
+    case = draw.case
+    folder = prepared.folder / case.dataset / case.name
+    inside, source = [], []
+    for start, size, patch in zip(draw.start, case.shape, image.shape, strict=True):
+        first, stop = max(start, 0), min(start + patch, size)
+        source.append(slice(first, stop))
+        inside.append(slice(first - start, stop - start))
+    try:
+        whole_image, whole_label = prepared.image(case), prepared.label(case)
+    except (OSError, ValueError) as error:
+        raise DataError(folder, f"cannot be read ({error})", "prepare the case again") from error
+    if not whole_image.shape == whole_label.shape == case.shape:
+        raise DataError(
+            folder,
+            f"image has shape {whole_image.shape} and label {whole_label.shape}, expected {case.shape}",
+            "prepare the case again",
+        )
+    image.fill(AIR)
+    label.fill(ignored_value(prepared.classes))
+    image[tuple(inside)] = whole_image[tuple(source)]
+    label[tuple(inside)] = whole_label[tuple(source)]
+    num_values = len(prepared.datasets[case.dataset].table)
+    if label.max() >= num_values:
+        raise DataError(
+            folder / "label.npy",
+            f"holds value {label.max()}, but the dataset's table has 0 to {num_values - 1}",
+            "prepare the case again",
+        )
+
+
+def _joined_tables(prepared: Prepared, names: Sequence[str]) -> tuple[tf.Tensor, dict[str, int]]:
+    """All tables one below the other, and where each begins, so that one gather serves a mixed batch."""
+    tables = [prepared.datasets[name].table for name in names]
+    starts = np.cumsum([0, *map(len, tables)])[:-1]
+    return tf.constant(np.concatenate(tables)), dict(zip(names, starts.tolist(), strict=True))

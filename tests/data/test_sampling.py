@@ -1,0 +1,199 @@
+"""Which patches are drawn; no TensorFlow."""
+
+import collections
+import subprocess
+import sys
+
+import numpy as np
+import pydantic
+import pytest
+
+from partialseg.data.labels import candidate_table
+from partialseg.data.prepared import Case, Dataset, Prepared
+from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws, patch_start
+from partialseg.errors import DataError
+
+CLASSES = ("background", "liver", "spleen")
+ANNOTATED = {"full": ("liver", "spleen"), "livers": ("liver",), "spleens": ("spleen",)}
+
+
+def make_prepared(folder, cases):
+    """`cases`: (dataset, name, shape, {value: flat indices}, split) of cases that only have foreground."""
+    entries = []
+    for dataset, name, shape, foreground, split in cases:
+        case_folder = folder / dataset / name
+        case_folder.mkdir(parents=True)
+        np.save(case_folder / "foreground.npy", np.concatenate([[], *foreground.values()]).astype(np.int32))
+        stops = np.cumsum([len(indices) for indices in foreground.values()]).tolist()
+        parts = tuple(zip(foreground, [0, *stops], stops, strict=False))
+        entries.append(Case(dataset, name, split, shape, (), parts, (), "", "", ""))
+    datasets = {
+        name: Dataset(name, organs, candidate_table(CLASSES, organs)) for name, organs in ANNOTATED.items()
+    }
+    return Prepared(folder, CLASSES, (3.0, 1.5, 1.5), datasets, tuple(entries))
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Two datasets of three and five cases; the last case of each has no foreground."""
+    cases = []
+    for dataset, num in (("full", 3), ("livers", 5)):
+        for i in range(num):
+            foreground = (
+                {} if i == num - 1 else {1: [i, 400 + i], 2: [999 - i]} if dataset == "full" else {1: [500]}
+            )
+            cases.append((dataset, f"case{i}", (10, 10, 10), foreground, "train"))
+    cases.append(("full", "held_out", (10, 10, 10), {1: [0]}, "test"))
+    return make_prepared(tmp_path, cases)
+
+
+def draws_of(plan, batches):
+    return [draw for index in batches for draw in plan.batch(index)]
+
+
+def per_dataset(draws):
+    return collections.Counter(draw.case.dataset for draw in draws)
+
+
+def test_every_dataset_gives_the_same_number_of_patches_in_an_epoch(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=8))
+    assert per_dataset(draws_of(plan, range(8))) == {"full": 8, "livers": 8}
+    assert per_dataset(draws_of(plan, range(8, 16))) == {"full": 8, "livers": 8}
+
+
+def test_what_does_not_divide_goes_round_over_epochs(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batch_size=1, batches_per_epoch=5))
+    assert per_dataset(draws_of(plan, range(5))) == {"full": 3, "livers": 2}
+    assert per_dataset(draws_of(plan, range(5, 10))) == {"full": 2, "livers": 3}
+
+
+def test_fewer_patches_than_datasets_still_reach_all_over_epochs(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batch_size=1, batches_per_epoch=1))
+    assert per_dataset(draws_of(plan, range(6))) == {"full": 3, "livers": 3}
+
+
+def test_cases_are_dealt_evenly_across_epochs(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=7, foreground=0))
+    draws = draws_of(plan, range(15 * 7))  # 105 patches of each dataset: 35 rounds of three, 21 of five
+    counts = collections.Counter((draw.case.dataset, draw.case.name) for draw in draws)
+    assert set(counts.values()) == {35, 21}
+
+
+def test_order_of_datasets_changes_from_epoch_to_epoch(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=20))
+    first, second = ([d.case.dataset for d in draws_of(plan, range(e * 20, e * 20 + 20))] for e in (0, 1))
+    assert first != second
+    assert first != sorted(first)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "foreground", "num"), [(2, 0.33, 1), (3, 0.33, 1), (4, 0.33, 2), (2, 1, 2)]
+)
+def test_share_of_patches_on_foreground_holds_in_every_batch(prepared, batch_size, foreground, num):
+    config = PatchConfig(patch_size=(4, 4, 4), batch_size=batch_size, foreground=foreground)
+    assert config.num_forced == num
+    plan = PatchPlan(prepared, config)
+    for index in range(60):
+        assert sum(draw.forced_value is not None for draw in plan.batch(index)) == num
+
+
+def test_quota_holds_although_cases_without_foreground_are_replaced(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), batch_size=2, foreground=1, batches_per_epoch=10)
+    draws = draws_of(PatchPlan(prepared, config), range(10))
+    assert per_dataset(draws) == {"full": 10, "livers": 10}
+    assert all(draw.case.foreground for draw in draws)
+
+
+def test_values_of_a_case_are_chosen_evenly(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), foreground=1, datasets=["full"])
+    values = collections.Counter(
+        draw.forced_value for draw in draws_of(PatchPlan(prepared, config), range(300))
+    )
+    assert values.keys() == {1, 2}
+    assert abs(values[1] - values[2]) < 100  # 600 draws: four standard deviations
+
+
+def test_forced_patch_holds_its_voxel_and_is_centred_where_the_volume_permits(tmp_path):
+    centre = int(np.ravel_multi_index((5, 6, 4), (10, 10, 10)))
+    prepared = make_prepared(tmp_path, [("full", "a", (10, 10, 10), {1: [centre], 2: [999]}, "train")])
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), foreground=1))
+    starts = {draw.forced_value: draw.start for draw in draws_of(plan, range(20))}
+    assert starts == {1: (3, 4, 2), 2: (6, 6, 6)}
+
+
+def test_random_patches_reach_every_place(tmp_path):
+    prepared = make_prepared(tmp_path, [("full", "a", (6, 5, 4), {}, "train")])
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4)))
+    draws = draws_of(plan, range(60))
+    assert {draw.start for draw in draws} == {(z, y, 0) for z in range(3) for y in range(2)}
+    assert {draw.forced_value for draw in draws} == {None}
+
+
+def test_small_volume_is_centred_in_the_patch(tmp_path):
+    prepared = make_prepared(tmp_path, [("full", "a", (2, 5, 8), {1: [79]}, "train")])
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 8, 4), foreground=1))
+    assert {draw.start for draw in plan.batch(0)} == {(-1, -1, 4)}
+
+
+@pytest.mark.parametrize("patch", range(1, 12))
+def test_start_keeps_the_patch_inside_or_the_volume_inside(patch):
+    size = 7
+    for wanted in range(-3, 12):
+        start = patch_start(wanted, size, patch)
+        covered = set(range(start, start + patch)) & set(range(size))
+        assert len(covered) == min(patch, size)
+
+
+def test_stream_is_a_function_of_seed_and_batch_alone(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=6, seed=3)
+    forward = [PatchPlan(prepared, config).batch(index) for index in range(20)]
+    plan = PatchPlan(prepared, config)
+    assert [plan.batch(index) for index in reversed(range(20))] == forward[::-1]
+    other_seed = PatchPlan(prepared, config.model_copy(update={"seed": 4}))
+    assert [other_seed.batch(index) for index in range(20)] != forward
+
+
+def test_only_the_split_and_the_datasets_asked_for(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), split="test"))
+    assert {draw.case.name for draw in plan.batch(0)} == {"held_out"}
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), datasets=["livers"]))
+    assert per_dataset(draws_of(plan, range(9))) == {"livers": 18}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"datasets": ["liver"]}, "has no dataset liver (it has full, livers, spleens)"),
+        ({"datasets": ["spleens", "full"]}, "has no case of spleens in the split 'train'"),
+        ({"datasets": []}, "has no case in the split 'train'"),
+    ],
+)
+def test_datasets_that_cannot_be_drawn_from_are_named(prepared, config, message):
+    with pytest.raises(DataError) as error:
+        PatchPlan(prepared, PatchConfig(**config))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patch_size": (0, 4, 4)}, {"batch_size": 0}, {"foreground": 33}, {"patchsize": 4}]
+)
+def test_wrong_config_is_refused(wrong):
+    with pytest.raises(pydantic.ValidationError):
+        PatchConfig(**wrong)
+
+
+def test_fixed_draws_stay_the_same_and_show_every_case_and_value(prepared):
+    draws = fixed_draws(prepared, "full", "train", 4, (4, 4, 4), seed=1)
+    assert draws == fixed_draws(prepared, "full", "train", 4, (4, 4, 4), seed=1)
+    shown = {(draw.case.name, draw.forced_value) for draw in draws}
+    assert shown == {("case0", 1), ("case0", 2), ("case1", 1), ("case1", 2)}
+
+
+def test_fixed_draws_of_an_unknown_dataset_are_refused(prepared):
+    with pytest.raises(DataError, match="has no dataset nowhere"):
+        fixed_draws(prepared, "nowhere", "train", 1, (4, 4, 4), seed=0)
+
+
+def test_sampling_needs_no_tensorflow():
+    code = "import sys, partialseg.data.sampling; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
