@@ -1,0 +1,384 @@
+"""Data cards: what a dataset's files are called, what its label values mean, and which organs it annotates.
+
+A card is a Markdown file: YAML front matter between two `---` lines for the program, prose for people.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from partialseg.data.classes import BACKGROUND
+from partialseg.errors import DataError
+
+IGNORE = "ignore"
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SUFFIXES = (".nii.gz", ".nii")
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+def _problem(message: str, *location: str | int) -> PydanticCustomError:
+    """An error of a rule that spans fields; `location` says which line of the card it is about."""
+    return PydanticCustomError("card", "{message}", {"message": message, "location": location})
+
+
+class _Part(BaseModel):
+    """Strict: an unknown field or a number in quotes is an error rather than a guess."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Files(_Part):
+    """Where images and label maps lie in the dataset's folder; `*` stands for the case's name."""
+
+    image: _Text
+    label: _Text
+
+    @field_validator("image", "label")
+    @classmethod
+    def _one_star(cls, pattern: str) -> str:
+        if pattern.count("*") != 1:
+            raise ValueError(
+                f"{pattern!r} holds {pattern.count('*')} `*`, expected exactly one for the case's name"
+            )
+        if pattern.startswith("/") or ".." in pattern.split("/"):
+            raise ValueError(f"{pattern!r} leaves the dataset's folder")
+        return pattern
+
+
+class Splits(_Part):
+    """Which cases are for testing: a fraction drawn by `seed`, or a list of case names."""
+
+    seed: int = 0
+    test: Annotated[float, Field(ge=0, lt=1)] | list[_Text]
+
+
+class Card(_Part):
+    """One dataset, as its card describes it; `read_card` makes it.
+
+    Attributes:
+        name: Short name, used in folders and tables.
+        title: Its name for people.
+        source, licence, citation: Where it comes from and what it may be used for.
+        modality: "CT".
+        folders: Names under which people keep it in their folder of raw data, tried in turn.
+        files: Patterns of the image and the label map of a case.
+        labels: For each value of the label maps except 0, the organs that it may be. One name: that organ;
+            several: one of them, not said which; `background`: none of the organs; `ignore`: not looked at.
+            0 is always the dataset's own background.
+        annotated: The organs that are annotated wherever they are in the scan.
+        split_sides: Whether a `[left_x, right_x]` label is told apart by its place.
+        exclude: Cases to leave out, with the reason.
+        unlabelled: Patterns of case names that were published without label maps; left out too.
+        splits: Which cases are for testing.
+        counts: Numbers to compare with ("labelled": 131).
+        unsuited: What the dataset is not suited to.
+        path: The card's own file.
+    """
+
+    name: _Name
+    title: _Text
+    source: _Text
+    licence: _Text
+    citation: _Text
+    modality: Literal["CT"] = "CT"
+    folders: list[_Text] = []
+    files: Files
+    labels: dict[Annotated[int, Field(ge=1, le=32767)], list[_Name]]
+    annotated: Annotated[list[_Name], Field(min_length=1)]
+    split_sides: bool = False
+    exclude: dict[_Text, _Text] = {}
+    unlabelled: list[_Text] = []
+    splits: Splits
+    counts: dict[str, Annotated[int, Field(ge=0)]] = {}
+    unsuited: str = ""
+    path: Path = Field(exclude=True)
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """The annotated organs."""
+        return tuple(self.annotated)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_as_lists(cls, labels: Any) -> Any:
+        if not isinstance(labels, dict):
+            return labels
+        return {value: [names] if isinstance(names, str) else names for value, names in labels.items()}
+
+    @field_validator("labels")
+    @classmethod
+    def _special_names_stand_alone(cls, labels: dict[int, list[str]]) -> dict[int, list[str]]:
+        for value, names in labels.items():
+            if not names or len(set(names)) != len(names):
+                raise _problem("expected one or several different names", "labels", value)
+            if len(names) > 1 and {BACKGROUND, IGNORE} & set(names):
+                raise _problem(f"`{BACKGROUND}` and `{IGNORE}` stand alone, not in a list", "labels", value)
+        return labels
+
+    @model_validator(mode="after")
+    def _labels_fit_annotated(self) -> Card:
+        annotated = set(self.annotated)
+        if len(annotated) != len(self.annotated) or annotated & {BACKGROUND, IGNORE}:
+            raise _problem("expected different organs, neither `background` nor `ignore`", "annotated")
+        for value, names in self.labels.items():
+            for name in names:
+                if name not in annotated | {BACKGROUND, IGNORE}:
+                    raise _problem(
+                        f"value {value} is {name}, which is not listed under `annotated`", "labels", value
+                    )
+        mapped = {name for names in self.labels.values() for name in names}
+        for organ in self.annotated:
+            if organ not in mapped:
+                raise _problem(f"{organ} is annotated, but no label value stands for it", "annotated")
+        if self.split_sides and not any(left_right_pair(names) for names in self.labels.values()):
+            raise _problem(
+                "there is no label `[left_x, right_x]` (the same x) whose sides could be told apart",
+                "split_sides",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tested_cases_are_not_excluded(self) -> Card:
+        listed = self.splits.test if isinstance(self.splits.test, list) else []
+        both = sorted(set(listed) & set(self.exclude))
+        if both:
+            raise _problem(f"{', '.join(both)} is a test case and excluded as well", "splits", "test")
+        return self
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """The files of one raw case.
+
+    Attributes:
+        dataset: Name of its card.
+        name: Name of the case.
+        image: A NIfTI file or a folder of DICOM slices.
+        label: A NIfTI file; it may be missing.
+    """
+
+    dataset: str
+    name: str
+    image: Path
+    label: Path
+
+
+def left_right_pair(names: Iterable[str]) -> tuple[str, str] | None:
+    """The two names of `[left_x, right_x]`, left first; None for anything else.
+
+    Example:
+        >>> left_right_pair(["right_kidney", "left_kidney"])
+        ('left_kidney', 'right_kidney')
+        >>> left_right_pair(["left_kidney", "right_lung"]) is None
+        True
+    """
+    left, right, *rest = [*sorted(names), "", ""]
+    if rest == ["", ""] and left.startswith("left_") and right == "right_" + left.removeprefix("left_"):
+        return left, right
+    return None
+
+
+def shipped_cards() -> dict[str, Path]:
+    """The cards that come with the package, by name.
+
+    Example:
+        >>> "kits19" in shipped_cards()
+        True
+    """
+    installed = _PACKAGE / "data_cards"
+    folder = installed if installed.is_dir() else _PACKAGE.parent / "data_cards"
+    return {path.stem: path for path in sorted(folder.glob("*.md"))}
+
+
+def read_card(path: str | Path) -> Card:
+    """Read and check a data card.
+
+    Args:
+        path: A Markdown file, or the name of a card that comes with the package.
+
+    Raises:
+        DataError: If there is no such card, or its front matter is not as expected; names line and field.
+
+    Example:
+        >>> read_card("msd_spleen").organs
+        ('spleen',)
+    """
+    shipped = shipped_cards()
+    file = Path(path)
+    if not file.is_file():
+        if str(path) not in shipped:
+            raise DataError(
+                path, "there is no such data card", f"give a .md file, or one of {', '.join(shipped)}"
+            )
+        file = shipped[str(path)]
+    node, first_line = _front_matter(file)
+    _refuse_duplicate_keys(node, file, first_line)
+    content = yaml.SafeLoader("").construct_document(node)
+    if "path" in content:
+        raise DataError(file, "field `path` is set by the program", "remove it from the front matter")
+    try:
+        return Card(**{str(key): value for key, value in content.items()}, path=file)
+    except ValidationError as error:
+        raise _card_error(error, node, file, first_line) from error
+
+
+def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
+    """List the cases of a dataset, sorted by name, without those that the card leaves out.
+
+    Looked at are `raw/<folder>` for each of the card's folders, `raw/<name of the card>` and `raw` itself;
+    the first in which the image pattern matches counts. Hidden files are not cases. Where the card says
+    `.nii.gz`, `.nii` will do. A case without its label map is listed, so that reading it gives the error.
+
+    Args:
+        card: The dataset's card.
+        raw: A folder that holds one or several datasets.
+
+    Returns:
+        The cases; empty where none is found.
+    """
+    for folder in [*card.folders, card.name, "."]:
+        root = Path(raw) / folder
+        images = dict(_matches(root, card.files.image))
+        if images:
+            break
+    cases = []
+    for star in images:
+        name = _case_name(card.files.image, star)
+        if name in card.exclude or any(fnmatch.fnmatchcase(name, pattern) for pattern in card.unlabelled):
+            continue
+        label = root / card.files.label.replace("*", star)
+        plain = label.with_name(label.name.removesuffix(".gz"))
+        cases.append(
+            RawCase(card.name, name, images[star], plain if plain.is_file() > label.is_file() else label)
+        )
+    return sorted(cases, key=lambda case: case.name)
+
+
+def assign_splits(card: Card, names: Iterable[str]) -> dict[str, Literal["train", "test"]]:
+    """Say for every case whether it is for training or for testing.
+
+    Cases are ranked by a hash of seed and name, and the first ones test, so that the order of `names` does
+    not matter and a further case moves at most one other case. Where there are two cases or more and the
+    fraction is not 0, at least one tests.
+
+    Args:
+        card: The dataset's card.
+        names: Names of its cases.
+
+    Example:
+        >>> splits = assign_splits(read_card("btcv"), [f"img{i:04d}" for i in range(1, 31)])
+        >>> sum(split == "test" for split in splits.values())
+        6
+    """
+    names = sorted(set(names))
+    test = card.splits.test
+    if isinstance(test, list):
+        chosen = set(test)
+    else:
+        count = round(test * len(names))
+        if test > 0 and len(names) > 1:
+            count = max(1, count)
+        ranked = sorted(
+            names, key=lambda name: hashlib.sha256(f"{card.splits.seed} {name}".encode()).digest()
+        )
+        chosen = set(ranked[:count])
+    return {name: "test" if name in chosen else "train" for name in names}
+
+
+def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+    """What the `*` of the pattern stands for, and the path, for every visible match."""
+    patterns = [pattern.removesuffix(".gz"), pattern] if pattern.endswith(".nii.gz") else [pattern]
+    for each in patterns:  # .nii.gz comes last: where both are there, it counts
+        expression = re.compile(re.escape(each).replace(r"\*", "([^/]+)"))
+        for path in sorted(root.glob(each)):
+            relative = path.relative_to(root).as_posix()
+            found = expression.fullmatch(relative)
+            if found and not any(part.startswith(".") for part in relative.split("/")):
+                yield found[1], path
+
+
+def _case_name(pattern: str, star: str) -> str:
+    """The first part of the path that holds the `*`, filled in and without its suffix."""
+    part = next(part for part in pattern.split("/") if "*" in part).replace("*", star)
+    for suffix in _SUFFIXES:
+        part = part.removesuffix(suffix)
+    return part
+
+
+def _front_matter(file: Path) -> tuple[yaml.MappingNode, int]:
+    """The YAML tree of a card, and the line of the file on which it starts."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+    if not lines or lines[0].strip() != "---" or "---" not in (line.rstrip() for line in lines[1:]):
+        raise DataError(
+            file, "has no front matter", "start the card with YAML between two lines that hold only `---`"
+        )
+    end = [line.rstrip() for line in lines].index("---", 1)
+    try:
+        node = yaml.compose("\n".join(lines[1:end]), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 2 if error.problem_mark else 2
+        raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise DataError(
+            file, "line 2: the front matter is not `field: value` lines", "see data_cards/kits19.md"
+        )
+    return node, 2
+
+
+def _refuse_duplicate_keys(node: yaml.Node, file: Path, first_line: int) -> None:
+    """YAML would let the last of two equal keys win, and one label value would vanish."""
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    seen: set[str] = set()
+    for child in children:
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if key is not None:
+            if key.value in seen:
+                line = key.start_mark.line + first_line
+                raise DataError(file, f"line {line}: `{key.value}` is there twice", "keep one of the two")
+            seen.add(str(key.value))
+        _refuse_duplicate_keys(value, file, first_line)
+
+
+def _line_of(node: yaml.Node, location: Iterable[str | int]) -> int:
+    """Line, from 0, of the innermost part of `location` that is there."""
+    line = node.start_mark.line
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line
+
+
+def _card_error(error: ValidationError, node: yaml.Node, file: Path, first_line: int) -> DataError:
+    """The first problem of a card, with its line and field, on one line."""
+    first, *others = error.errors()
+    location = first.get("ctx", {}).get("location", first["loc"])
+    line = _line_of(node, location) + first_line
+    field = ".".join(str(step) for step in location if step not in ("[key]", "constrained-float", "float"))
+    message = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}.get(
+        first["type"], first["msg"].removeprefix("Value error, ")
+    )
+    more = f" (and {len(others)} more)" if others else ""
+    return DataError(
+        file, f"line {line}, `{field}`: {message}{more}", "mend the card; CONTRIBUTING.md says how"
+    )

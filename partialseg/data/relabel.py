@@ -1,0 +1,109 @@
+"""From a dataset's own label values to the values of its prepared table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from partialseg.data.cards import IGNORE, Card, left_right_pair
+from partialseg.data.classes import BACKGROUND
+from partialseg.data.labels import candidate_table, ignored_value
+from partialseg.data.sides import split_left_right
+from partialseg.data.volumes import Volume
+
+
+def prepared_values(card: Card, classes: Sequence[str]) -> np.ndarray:
+    """The table of a dataset: the set of classes that each value of its prepared label maps stands for.
+
+    Args:
+        card: The dataset's card.
+        classes: Background first, then the organs; an organ of the card that is not among them is background.
+
+    Returns:
+        uint8 of 0 and 1, `(values, classes)`; see `partialseg.data.labels.candidate_table`.
+
+    Example:
+        >>> from partialseg.data.cards import read_card
+        >>> prepared_values(read_card("kits19"), ["background", "left_kidney", "right_kidney"]).tolist()
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    """
+    annotated = [organ for organ in card.annotated if organ in classes]
+    return candidate_table(classes, annotated, _further_sets(card, classes))
+
+
+def to_prepared_values(
+    label: Volume, card: Card, classes: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn a dataset's own label values into values of its prepared table, on the same grid.
+
+    Where the card says `split_sides`, voxels of a `[left_x, right_x]` label become left or right; voxels
+    whose side is unsure keep the set.
+
+    Args:
+        label: The raw label map; its values are those that the card lists.
+        card: The dataset's card.
+        classes: Background first, then the organs.
+
+    Returns:
+        uint8 values, `(z, y, x)`; and what was noticed ("left_kidney/right_kidney: fused").
+    """
+    table = prepared_values(card, classes)
+    value_of = {
+        frozenset(np.array(classes)[row == 1].tolist()): value for value, row in reversed([*enumerate(table)])
+    }
+    lookup = np.zeros(max([0, int(label.array.max()), *card.labels]) + 1, dtype=np.uint8)
+    for value, names in card.labels.items():
+        if names == [IGNORE]:
+            lookup[value] = ignored_value(classes)
+        else:
+            lookup[value] = value_of[_meaning(names, classes)]
+    result = np.empty(label.array.shape, dtype=np.uint8)
+    for plane, raw_plane in zip(result, label.array, strict=True):
+        plane[...] = lookup[raw_plane]
+    notes = _split_sides(result, label, card, classes, value_of) if card.split_sides else ()
+    return result, notes
+
+
+def _meaning(names: Sequence[str], classes: Sequence[str]) -> frozenset[str]:
+    """The classes that a label may be: an organ that is no class here is background."""
+    return frozenset(name if name in classes else BACKGROUND for name in names)
+
+
+def _further_sets(card: Card, classes: Sequence[str]) -> list[frozenset[str]]:
+    """Sets that the card's labels mean and that are neither one organ, nor the dataset's own background."""
+    partial = not set(classes[1:]) <= set(card.annotated)
+    sets: list[frozenset[str]] = []
+    for value in sorted(card.labels):
+        names = card.labels[value]
+        meaning = _meaning(names, classes)
+        is_row = len(meaning) == 1 and not (partial and meaning == {BACKGROUND})
+        if names != [IGNORE] and not is_row and meaning not in sets:
+            sets.append(meaning)
+    return sets
+
+
+def _split_sides(
+    result: np.ndarray,
+    label: Volume,
+    card: Card,
+    classes: Sequence[str],
+    value_of: dict[frozenset[str], int],
+) -> tuple[str, ...]:
+    """Tell left from right in place; says what was found for each pair that was not simply split."""
+    notes = []
+    pairs = {pair for names in card.labels.values() if (pair := left_right_pair(names))}
+    for left_name, right_name in sorted(pairs):
+        mask = np.zeros(label.array.shape, dtype=bool)
+        for value, names in card.labels.items():
+            if left_right_pair(names) == (left_name, right_name):
+                mask |= label.array == value
+        left, right, flag = split_left_right(mask.T, label.affine)
+        for side, name in ((left, left_name), (right, right_name)):
+            result[side.T] = value_of[_meaning([name], classes)]
+        unsure_ml = (mask.sum() - left.sum() - right.sum()) * np.prod(label.spacing_mm) / 1000
+        if flag != "split":
+            notes.append(f"{left_name}/{right_name}: {flag}")
+        elif unsure_ml > 0:
+            notes.append(f"{left_name}/{right_name}: {unsure_ml:.2g} mL on neither side")
+    return tuple(notes)
