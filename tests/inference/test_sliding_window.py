@@ -1,0 +1,138 @@
+"""Sliding windows: what comes out must not depend on how the windows lie."""
+
+import keras
+import numpy as np
+import pytest
+
+from partialseg.inference.sliding_window import predict_volume, window_starts, window_weights
+
+RANDOM = np.random.default_rng(0)
+
+
+def pointwise(hu):
+    """Logits that depend on a voxel's own HU alone."""
+    return np.concatenate([hu / 500, -hu / 500, np.zeros_like(hu)], axis=-1)
+
+
+def softmax(logits):
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(9, 13, 17), (4, 8, 8), (3, 8, 20), (1, 1, 1)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pointwise_model_comes_back_unchanged(shape, overlap, batch_size):
+    volume = RANDOM.uniform(-1000, 1000, shape).astype(np.float32)
+    result = predict_volume(pointwise, volume, (4, 8, 8), overlap, batch_size)
+    assert result.shape == (*shape, 3)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, softmax(pointwise(volume[..., np.newaxis])), atol=2e-6)
+
+
+def test_constant_model_gives_a_constant():
+    result = predict_volume(lambda hu: np.zeros((*hu.shape[:-1], 4)), np.zeros((11, 12, 13)), (6, 5, 4))
+    np.testing.assert_allclose(result, 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize(("size", "patch"), [(7, 7), (8, 7), (20, 7), (31, 6), (100, 48), (5, 1)])
+def test_windows_cover_the_axis_and_weights_sum_to_one(size, patch, overlap):
+    starts = window_starts(size, patch, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == size - patch
+    steps = np.diff(starts)
+    assert (steps > 0).all()
+    assert np.ptp(steps) <= 1 if len(steps) else True
+    assert (steps <= max(1, np.ceil(patch * (1 - overlap)))).all()
+    total = np.zeros(size)
+    for start, weights in zip(starts, window_weights(starts, size, patch), strict=True):
+        total[start : start + patch] += weights
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_no_more_windows_than_needed():
+    assert len(window_starts(48, 48, 0.5)) == 1
+    assert len(window_starts(72, 48, 0.5)) == 2
+    assert len(window_starts(73, 48, 0.5)) == 3
+    assert len(window_starts(96, 48, 0)) == 2
+
+
+def test_voxels_are_decided_by_the_window_in_which_they_lie_centrally():
+    starts = window_starts(16, 8, 0.5)
+    weights = window_weights(starts, 16, 8)
+    assert weights[1, 3] > 0.99  # voxel 7 is in the middle of the second window, at the edge of the first
+    assert weights[0, 7] < 0.01
+
+
+def test_small_volume_sees_air_around_it():
+    def seen(hu):
+        seen.hu = hu
+        return pointwise(hu)
+
+    predict_volume(seen, np.zeros((2, 8, 5), np.int16), (4, 8, 8))
+    assert seen.hu.dtype == np.float32
+    expected = np.full((4, 8, 8), -1024)
+    expected[1:3, :, 1:6] = 0
+    np.testing.assert_array_equal(seen.hu[0, ..., 0], expected)
+
+
+def test_progress_counts_windows():
+    calls = []
+    predict_volume(
+        pointwise, np.zeros((8, 8, 12)), (8, 8, 4), 0.5, 2, lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(2, 5), (4, 5), (5, 5)]
+
+
+def conv_model(outputs=1):
+    inputs = keras.Input((None, None, None, 1))
+    x = keras.layers.Rescaling(1 / 500)(inputs)
+    heads = [keras.layers.Conv3D(3, 3, padding="same")(x) for _ in range(outputs)]
+    return keras.Model(inputs, heads if outputs > 1 else heads[0])
+
+
+def test_keras_model_equals_its_forward_pass_where_one_window_covers_all():
+    keras.utils.set_random_seed(0)
+    model = conv_model()
+    volume = RANDOM.uniform(-1000, 1000, (6, 7, 8)).astype(np.float32)
+    expected = softmax(keras.ops.convert_to_numpy(model(volume[None, ..., None])))[0]
+    np.testing.assert_allclose(predict_volume(model, volume, (6, 7, 8)), expected, atol=1e-6)
+
+
+def test_first_of_several_outputs_counts():
+    keras.utils.set_random_seed(0)
+    model = conv_model(outputs=2)
+    first = keras.Model(model.inputs, model.outputs[0])
+    volume = RANDOM.uniform(-1000, 1000, (6, 7, 8)).astype(np.float32)
+    np.testing.assert_array_equal(
+        predict_volume(model, volume, (4, 4, 4)), predict_volume(first, volume, (4, 4, 4))
+    )
+
+
+def test_graph_is_built_once_and_sees_new_weights():
+    model = conv_model()
+    traced = []
+    layer = model.layers[-1]
+    call = layer.call
+    layer.call = lambda x: traced.append(1) or call(x)
+    volume = RANDOM.uniform(-1000, 1000, (9, 9, 9)).astype(np.float32)
+    before = predict_volume(model, volume, (4, 4, 4), batch_size=4)  # 64 windows and, below, a rest of one
+    model.set_weights([2 * w for w in model.get_weights()])
+    after = predict_volume(model, volume[:4, :4, :4], (4, 4, 4), batch_size=4)
+    assert len(traced) == 1
+    assert np.abs(before[:2, :2, :2] - after[:2, :2, :2]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("volume", "patch_size", "overlap", "message"),
+    [
+        (np.zeros((4, 4)), (4, 4, 4), 0.5, r"received \(4, 4\)"),
+        (np.zeros((0, 4, 4)), (4, 4, 4), 0.5, r"received \(0, 4, 4\)"),
+        (np.zeros((4, 4, 4)), (4, 4), 0.5, r"received \(4, 4\)"),
+        (np.zeros((4, 4, 4)), (4, 4, 4), 1.0, "received 1.0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(volume, patch_size, overlap, message):
+    with pytest.raises(ValueError, match=message):
+        predict_volume(pointwise, volume, patch_size, overlap)
