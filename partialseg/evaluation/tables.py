@@ -1,0 +1,293 @@
+"""Scores of a folder of predictions: case by case and organ by organ, with tables organ × dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
+from partialseg.data.checks import PLACE_TOLERANCE, label_values
+from partialseg.data.classes import BACKGROUND, PAPER_ORGANS, class_names
+from partialseg.data.relabel import prepared_values, to_prepared_values
+from partialseg.data.volumes import Volume, read_label
+from partialseg.errors import DataError
+from partialseg.evaluation.metrics import score
+from partialseg.evaluation.summary import compare, layout, markdown, organ_table, render_table
+from partialseg.files import write_json, write_text
+from partialseg.progress import track
+
+__all__ = [
+    "EvaluateResult",
+    "compare",
+    "evaluate",
+    "layout",
+    "markdown",
+    "organ_table",
+    "read_scores",
+    "render_table",
+]
+
+#: Columns of scores.csv that are numbers; all others are text.
+NUMBERS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "nsd_tolerance_mm")
+COLUMNS = (
+    "dataset", "case", "organ", "dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "outcome",
+    "hd95_definition", "nsd_tolerance_mm", "image", "truth", "prediction", "card",
+)  # fmt: skip
+_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What `evaluate` found.
+
+    Attributes:
+        scores: One row per case and organ; the columns are `COLUMNS`.
+        problems: Predictions or cases that could not be scored.
+        notes: What was left out on purpose, in words.
+    """
+
+    scores: pd.DataFrame
+    problems: list[DataError]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def evaluate(
+    predictions: str | Path,
+    truth: str | Path,
+    card: Card,
+    out: str | Path,
+    split: str | None = None,
+    hd95: str = "directed_max",
+    nsd_tolerance_mm: float = 2.0,
+) -> EvaluateResult:
+    """Score predictions against the label maps of one dataset, over the organs that it annotates.
+
+    A prediction `<case>.nii.gz` is matched by name to a case of the dataset (or to its label file). Its
+    values are indices into the classes that `<case>.json` beside it lists, or background and the paper's
+    five organs where there is no such file. Truth voxels that may be several organs (a kidney whose side is
+    not known) are ignored for each of these; an organ of which such voxels alone are there cannot be scored
+    and is noted.
+
+    Args:
+        predictions: Folder of label maps.
+        truth: Raw folder of the dataset, or a folder of several datasets.
+        card: The dataset's card.
+        out: Gets `scores.csv` and `scores.json` (a row per case and organ), `table.csv`, `table.json` and
+            `table.md` (organ × dataset).
+        split: "train" or "test": score the cases of that split alone, and require a prediction of each.
+        hd95: Definition of HD95, see `partialseg.evaluation.score`.
+        nsd_tolerance_mm: Tolerance of NSD.
+
+    Returns:
+        The scores, and the problems; a problem with one case leaves the others as they are.
+
+    Raises:
+        DataError: If there are no predictions at all, or no cases.
+    """
+    predictions, out = Path(predictions), Path(out)
+    cases = {case.name: case for case in find_cases(card, truth)}
+    if not cases:
+        remedy = f"give the folder that holds {card.files.image}"
+        raise DataError(truth, f"holds no case of {card.name}", remedy)
+    files = {_stem(path): path for path in sorted(predictions.glob("*.nii*")) if _is_visible_map(path)}
+    if not files:
+        raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
+    pairs, problems, notes = _matched(files, cases, card, split)
+    rows: list[dict[str, Any]] = []
+    settings = {"hd95": hd95, "nsd_tolerance_mm": nsd_tolerance_mm}
+    for path, case in track(pairs, f"evaluate {card.name}"):
+        try:
+            found, said = _score_case(path, case, card, settings)
+        except DataError as error:
+            problems.append(error)
+        else:
+            rows += found
+            notes += said
+    scores = pd.DataFrame(rows, columns=list(COLUMNS))
+    _write(out, scores, problems, notes)
+    return EvaluateResult(scores, problems, notes)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """Read a `scores.csv` that `evaluate` wrote.
+
+    Raises:
+        DataError: If it is missing or has other columns.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "there is no such file of scores", "run `partialseg evaluate` first")
+    scores = pd.read_csv(
+        path,
+        dtype={name: str for name in COLUMNS if name not in NUMBERS},
+        keep_default_na=False,
+        na_values={name: [""] for name in NUMBERS},
+    )
+    missing = [name for name in COLUMNS if name not in scores.columns]
+    if missing:
+        raise DataError(path, f"lacks the columns {', '.join(missing)}", "run `partialseg evaluate` again")
+    return scores.astype({name: float for name in NUMBERS})
+
+
+def prediction_classes(path: Path) -> tuple[str, ...]:
+    """The classes of a predicted label map, background first: from the `.json` beside it, or the default."""
+    sidecar = path.with_name(_stem(path) + ".json")
+    if not sidecar.is_file():
+        return class_names(PAPER_ORGANS)
+    try:
+        classes = json.loads(sidecar.read_text(encoding="utf-8"))["classes"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(sidecar, f"does not say the classes ({error!r})", "predict the case again") from error
+    if not isinstance(classes, list) or not classes or classes[0] != BACKGROUND:
+        raise DataError(sidecar, f"has classes {classes}, expected background first", "correct the list")
+    return tuple(map(str, classes))
+
+
+def read_truth(
+    case_label: Path, card: Card, classes: Sequence[str]
+) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
+    """Read a raw label map and turn it into values of the dataset's prepared table, on its own grid.
+
+    Returns:
+        The raw volume, the uint8 values `(z, y, x)` (see `partialseg.data.relabel.prepared_values`), notes.
+
+    Raises:
+        DataError: If it cannot be read or holds a value that the card does not list.
+    """
+    raw = read_label(case_label)
+    unknown = [value for value in label_values(raw.array) if value and value not in card.labels]
+    if unknown:
+        values = ", ".join(map(str, unknown))
+        raise DataError(
+            case_label,
+            f"holds value {values}, which {card.path.name} does not describe",
+            f"add {values} there",
+        )
+    values, notes = to_prepared_values(raw, card, classes)
+    return raw, values, notes
+
+
+def _is_visible_map(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(_SUFFIXES) and not path.name.startswith(".")
+
+
+def _stem(path: Path) -> str:
+    for suffix in _SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
+def _matched(
+    files: dict[str, Path], cases: dict[str, RawCase], card: Card, split: str | None
+) -> tuple[list[tuple[Path, RawCase]], list[DataError], list[str]]:
+    """Pairs of prediction and case, problems and notes."""
+    by_label: dict[str, list[RawCase]] = {}
+    for case in cases.values():
+        by_label.setdefault(_stem(case.label), []).append(case)
+    splits = assign_splits(card, cases) if split is not None else {}
+    pairs, problems, left_out = {}, [], []
+    for stem, path in files.items():
+        same_label = by_label.get(stem, [])
+        case = cases.get(stem) or (same_label[0] if len(same_label) == 1 else None)
+        if case is None:
+            remedy = "name it after a case, as in " + next(iter(cases))
+            problems.append(DataError(path, f"there is no case {stem} of {card.name}", remedy))
+        elif case.name in pairs:
+            remedy = "keep one of the two"
+            problems.append(DataError(path, f"{pairs[case.name][0].name} is of the same case", remedy))
+        elif split is not None and splits[case.name] != split:
+            left_out.append(case.name)
+        else:
+            pairs[case.name] = (path, case)
+    folder = next(iter(files.values())).parent
+    for name in sorted(name for name in splits if splits[name] == split and name not in pairs):
+        problems.append(
+            DataError(
+                folder, f"{card.name}, {name}: the {split} case has no prediction", "predict it as well"
+            )
+        )
+    notes = (
+        [f"{card.name}: predictions of cases that are not {split}: {', '.join(left_out)}"] if left_out else []
+    )
+    return list(pairs.values()), problems, notes
+
+
+def _score_case(
+    path: Path, case: RawCase, card: Card, settings: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    classes = prediction_classes(path)
+    prediction = read_label(path)
+    if int(prediction.array.max()) >= len(classes):
+        problem = f"holds value {int(prediction.array.max())}, but there are {len(classes)} classes"
+        raise DataError(path, problem, f"list the classes in {_stem(path)}.json beside it")
+    raw, values, notes = read_truth(case.label, card, classes)
+    _check_same_grid(path, prediction, case, raw)
+    table = prepared_values(card, classes)
+    organs = {organ: classes.index(organ) for organ in card.annotated if organ in classes}
+    who = f"{card.name}, {case.name}"
+    said = [f"{who}: {note}" for note in notes]
+    lacking = [organ for organ in card.annotated if organ not in organs]
+    if lacking:
+        said.append(f"{who}: not scored, since the network has no such class: {', '.join(lacking)}")
+    ignore = {}
+    for organ, index in list(organs.items()):
+        unknown = ((table[:, index] == 1) & (table.sum(axis=1) > 1))[values]
+        if unknown.any():
+            ignore[organ] = unknown
+            if not (values == index).any():
+                said.append(f"{who}: {organ} not scored, since all that may be it may be something else")
+                del organs[organ]
+    results = score(prediction.array, values, raw.spacing_mm, organs, ignore=ignore, **settings)
+    files = {"image": case.image, "truth": case.label, "prediction": path, "card": card.path}
+    common = {
+        **{name: os.fspath(Path(file).resolve()) for name, file in files.items()},
+        "hd95_definition": settings["hd95"],
+        "nsd_tolerance_mm": settings["nsd_tolerance_mm"],
+    }
+    rows = [
+        {"dataset": card.name, "case": case.name, "organ": organ, **entry, **common}
+        for organ, entry in results.items()
+    ]
+    return rows, said
+
+
+def _check_same_grid(path: Path, prediction: Volume, case: RawCase, truth: Volume) -> None:
+    """Prediction and truth must have the same shape, and their voxels the same places."""
+    who, remedy = f"{case.dataset}, {case.name}", "predict the scan that the label map belongs to"
+    shapes = [volume.array.shape for volume in (prediction, truth)]
+    if shapes[0] != shapes[1]:
+        problem = (
+            f"{who}: the prediction has shape {shapes[0]} (z, y, x), the truth {case.label.name} {shapes[1]}"
+        )
+        raise DataError(path, problem, remedy)
+    corners = [(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in shapes[0][::-1]))]
+    moved = np.array(corners) @ (prediction.affine - truth.affine).T
+    distance_mm = float(np.linalg.norm(moved[:, :3], axis=1).max())
+    if distance_mm > PLACE_TOLERANCE * min(truth.spacing_mm):
+        problem = f"{who}: the prediction lies up to {distance_mm:.3g} mm from the truth {case.label.name}"
+        raise DataError(path, problem, remedy)
+
+
+def _write(out: Path, scores: pd.DataFrame, problems: list[DataError], notes: list[str]) -> None:
+    table = organ_table(scores)
+    write_text(out / "scores.csv", scores.to_csv(index=False))
+    write_text(out / "table.csv", table.to_csv(index=False))
+    write_text(out / "table.md", markdown(table))
+    content = {"scores": _records(scores), "problems": [str(problem) for problem in problems], "notes": notes}
+    write_json(out / "scores.json", content)
+    write_json(out / "table.json", _records(table))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON can hold them: NaN becomes null."""
+    return json.loads(frame.to_json(orient="records", double_precision=10))
