@@ -1,0 +1,230 @@
+"""Predict scans: files in, label maps in their own geometry out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partialseg.data.cards import Card, assign_splits, find_cases
+from partialseg.data.resample import resample_back, resample_image
+from partialseg.data.volumes import read_image, write_label_map
+from partialseg.errors import DataError
+from partialseg.files import write_json
+from partialseg.inference.sliding_window import predict_volume
+from partialseg.progress import progress_bar
+from partialseg.training.runs import Run, read_run
+
+_SUFFIXES = (".nii.gz", ".nii")
+#: File names that do not tell cases apart; the folder's name does.
+GENERIC_NAMES = frozenset(["imaging", "image", "ct", "img", "volume", "scan"])
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` did.
+
+    Attributes:
+        written: The label maps, in the order of the inputs.
+        problems: What was wrong, one for each scan that could not be predicted.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    problems: list[DataError] = field(default_factory=list)
+
+
+def predict(
+    run: Run | str | Path,
+    inputs: Iterable[str | Path],
+    out: str | Path,
+    overlap: float = 0.5,
+    card: Card | None = None,
+    split: str | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+) -> PredictResult:
+    """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
+
+    What is wrong with one scan does not keep the others from being predicted. Predictions that are already
+    there are replaced.
+
+    Args:
+        run: A run, or its folder.
+        inputs: NIfTI files, folders that hold NIfTI files, and folders with the slices of a DICOM series.
+            With a card, folders of raw data, whose cases are predicted under their names.
+        out: Folder for the label maps. A value is the index of its class in the run's classes.
+        overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
+        card: The card of the dataset that the inputs are.
+        split: With a card: predict only its "train" or "test" cases.
+        batch_size: Windows that are predicted together.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        DataError: If the run is not one, or has no trained network.
+        ValueError: If a split is asked for without a card.
+    """
+    if split is not None and card is None:
+        raise ValueError(f"split {split!r} needs a card, which says what cases belong to it")
+    run = run if isinstance(run, Run) else read_run(run)
+    model = run.load_model()
+    result = PredictResult()
+    scans = _unique(_scans(inputs, card, split, result.problems), result.problems)
+    with progress_bar() as bar:
+        bar.disable = not progress
+        overall = bar.add_task("predict", total=len(scans))
+        windows = bar.add_task("windows", total=None)
+        for name, scan in scans.items():
+            bar.reset(windows, description=name)
+            label_map = Path(out) / f"{name}.nii.gz"
+            try:
+                predict_scan(
+                    model,
+                    run,
+                    scan,
+                    label_map,
+                    overlap,
+                    batch_size,
+                    lambda done, total: bar.update(windows, completed=done, total=total),
+                )
+                result.written.append(label_map)
+            except DataError as error:
+                result.problems.append(error)
+            bar.advance(overall)
+    return result
+
+
+def predict_scan(
+    model: Callable[[Any], Any],
+    run: Run,
+    path: str | Path,
+    out: str | Path,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Predict one scan, and write its label map and beside it `<case>.json`.
+
+    The scan is resampled to the run's voxel size, predicted in windows, and the probabilities are resampled
+    back to the scan's grid before the largest one decides.
+
+    Args:
+        model: HU `(batch, depth, height, width, 1)` to logits, such as `run.load_model()`.
+        run: Says voxel size, patch size and classes.
+        path: A NIfTI file or a folder with the slices of a DICOM series.
+        out: The label map to write, `.nii.gz` or `.nii`: same shape, affine and axis order as the scan (for
+            DICOM: canonical axes).
+        overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
+        batch_size: Windows that are predicted together.
+        progress: Called with the number of windows done and in all.
+
+    Returns:
+        The volume of each organ in mL; 0 where it was not found.
+
+    Raises:
+        DataError: If the scan cannot be read or has an unusable geometry.
+    """
+    path, out = Path(path), Path(out)
+    scan = read_image(path)
+    image = resample_image(scan.array, scan.spacing_mm, run.spacing_mm)
+    probabilities = predict_volume(model, image, run.patch_size, overlap, batch_size, progress)
+    labels = resample_back(probabilities, run.spacing_mm, scan.array.shape, scan.spacing_mm)
+    write_label_map(out, labels, like=scan)
+    volumes_ml = _volumes_ml(labels, scan.spacing_mm, run.classes)
+    write_json(
+        out.with_name(f"{_stem(out)}.json"),
+        {
+            "classes": run.classes,
+            "volumes_ml": volumes_ml,
+            "run": str(run.folder),
+            "source": str(path),
+            "spacing_mm": run.spacing_mm,
+            "overlap": overlap,
+        },
+    )
+    return volumes_ml
+
+
+def case_name(path: str | Path) -> str:
+    """The name under which the prediction of a file or folder is written.
+
+    Example:
+        >>> case_name("scans/liver_7.nii.gz"), case_name("kits/case_00000/imaging.nii.gz")
+        ('liver_7', 'case_00000')
+    """
+    path = Path(path)
+    name = _stem(path)
+    if name.lower() in GENERIC_NAMES:
+        return path.resolve().parent.name or name
+    return name or path.resolve().name
+
+
+def _stem(path: Path) -> str:
+    """File name without the suffix of NIfTI."""
+    return next((path.name.removesuffix(s) for s in _SUFFIXES if path.name.endswith(s)), path.name)
+
+
+def _volumes_ml(labels: np.ndarray, spacing_mm: Sequence[float], classes: Sequence[str]) -> dict[str, float]:
+    voxels = np.bincount(labels.ravel(), minlength=len(classes))
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return {organ: round(int(voxels[value]) * voxel_ml, 3) for value, organ in enumerate(classes) if value}
+
+
+def _scans(
+    inputs: Iterable[str | Path], card: Card | None, split: str | None, problems: list[DataError]
+) -> list[tuple[str, Path]]:
+    """Name and place of every scan of the inputs; what is wrong with an input goes to `problems`."""
+    scans = []
+    for entry in map(Path, inputs):
+        try:
+            scans += _card_scans(entry, card, split) if card else _plain_scans(entry)
+        except DataError as error:
+            problems.append(error)
+    return scans
+
+
+def _plain_scans(entry: Path) -> list[tuple[str, Path]]:
+    """The scans of one input: of a file itself, of a folder its NIfTI files, else the DICOM series in it."""
+    if not entry.exists():
+        raise DataError(entry, "there is no such file or folder", "correct the path")
+    files = [entry]
+    if entry.is_dir():
+        # Hidden files are those of the system, and what another process is just writing.
+        visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
+        files = [path for path in visible if path.is_file() and path.name.endswith(_SUFFIXES)] or files
+    return [(case_name(path), path) for path in files]
+
+
+def _card_scans(entry: Path, card: Card, split: str | None) -> list[tuple[str, Path]]:
+    """The cases of a folder of raw data."""
+    if not entry.is_dir():
+        raise DataError(entry, "is not a folder", f"with the card {card.name}, give its folder of raw data")
+    cases = find_cases(card, entry)
+    splits = assign_splits(card, [case.name for case in cases])
+    scans = [(case.name, case.image) for case in cases if split in (None, splits[case.name])]
+    if not scans:
+        which = f"{split} cases" if split else "cases"
+        raise DataError(
+            entry,
+            f"holds no {which} of {card.name} (expected {card.files.image})",
+            "give the folder that holds the dataset",
+        )
+    return scans
+
+
+def _unique(scans: list[tuple[str, Path]], problems: list[DataError]) -> dict[str, Path]:
+    """Scans by name; a second scan of the same name is a problem, the same scan given twice is not."""
+    unique: dict[str, Path] = {}
+    for name, path in scans:
+        first = unique.setdefault(name, path)
+        if first.resolve() != path.resolve():
+            problems.append(
+                DataError(
+                    path,
+                    f"its prediction would be named {name}, like that of {first}",
+                    "rename one of the two, or predict them into different folders",
+                )
+            )
+    return unique

@@ -1,0 +1,201 @@
+"""From files to label maps, with a network that is a threshold, so that the right answer is known."""
+
+import json
+
+import keras
+import nibabel as nib
+import numpy as np
+import pytest
+
+from partialseg.data.cards import read_card
+from partialseg.errors import DataError
+from partialseg.inference.predict import case_name, predict, predict_scan
+from partialseg.training.config import TrainingConfig
+from partialseg.training.runs import Run, write_run
+
+CLASSES = ("background", "liver", "spleen", "pancreas")
+SPACING_MM = (3.0, 1.5, 1.5)
+
+
+def threshold_model():
+    """Liver above 100 HU, spleen above 300 HU, pancreas never."""
+    inputs = keras.Input((None, None, None, 1))
+    model = keras.Model(inputs, keras.layers.Conv3D(4, 1)(inputs))
+    model.set_weights([np.array([0, 1, 2, 0.0]).reshape(1, 1, 1, 1, 4), np.array([0, -100, -400, -1e6])])
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = TrainingConfig(name="threshold", patch_size=(8, 16, 16))
+    run = Run(folder, config, CLASSES, SPACING_MM, {"btcv": CLASSES[1:]})
+    write_run(run, {})
+    threshold_model().save(run.model_path)
+    return run
+
+
+def write_scan(path, array_xyz, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array_xyz.astype(np.int16), affine), path)
+    return path
+
+
+def boxes(shape):
+    """Air with a box of 200 HU and in it a smaller one of 500 HU, off-centre along every axis."""
+    array = np.full(shape, -1000)
+    x, y, z = shape
+    array[x // 6 : x // 2, y // 4 : y // 2, z // 5 : z // 2] = 200
+    array[x // 4 : x // 3, y // 3 : y // 2, z // 4 : z // 2] = 500
+    return array
+
+
+RAS = np.diag([1.5, 1.5, 3.0, 1.0])
+# Array axes: toward the feet, toward the patient's left, toward the back; far from the origin.
+SIP = np.array([[0, -1.5, 0, 70], [0, 0, -1.5, -31], [-3.0, 0, 0, 900], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(("affine", "shape"), [(RAS, (21, 25, 11)), (SIP, (11, 21, 25))])
+def test_on_the_network_s_own_grid_the_answer_is_exact_in_any_axis_order(run, tmp_path, affine, shape):
+    array = boxes(shape)
+    scan = write_scan(tmp_path / "in" / "a.nii.gz", array, affine)
+    volumes_ml = predict_scan(threshold_model(), run, scan, tmp_path / "out" / "a.nii.gz")
+    labels = nib.load(tmp_path / "out" / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(labels.dataobj), (array > 100) * 1 + (array > 300))
+    np.testing.assert_array_equal(labels.affine, affine)
+    voxel_ml = 1.5 * 1.5 * 3 / 1000
+    assert volumes_ml["liver"] == pytest.approx((array == 200).sum() * voxel_ml, abs=1e-3)
+    assert volumes_ml["spleen"] == pytest.approx((array == 500).sum() * voxel_ml, abs=1e-3)
+    assert volumes_ml["pancreas"] == 0.0
+
+
+def test_other_spacing_comes_back_on_the_scan_s_own_grid(run, tmp_path):
+    affine = np.array([[-0.8, 0, 0, 12], [0, -0.8, 0, 7], [0, 0, 5.0, -300], [0, 0, 0, 1]])
+    array = np.maximum(
+        boxes((60, 72, 15)), 0
+    )  # 100 HU is halfway up the edge: a threshold there keeps the size
+    scan = write_scan(tmp_path / "a.nii.gz", array, affine)
+    predict_scan(threshold_model(), run, scan, tmp_path / "out.nii.gz")
+    labels = nib.load(tmp_path / "out.nii.gz")
+    np.testing.assert_allclose(labels.affine, affine)
+    found, truth = np.asarray(labels.dataobj) > 0, array > 100
+    assert found.shape == truth.shape
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+def test_sidecar_says_what_was_done(run, tmp_path):
+    scan = write_scan(tmp_path / "liver_7.nii", boxes((12, 12, 6)), RAS)
+    result = predict(run.folder, [scan], tmp_path / "out", overlap=0.25, progress=False)
+    assert result.written == [tmp_path / "out" / "liver_7.nii.gz"]
+    sidecar = json.loads((tmp_path / "out" / "liver_7.json").read_text())
+    assert sidecar["classes"] == list(CLASSES)
+    assert sidecar["volumes_ml"].keys() == set(CLASSES[1:])
+    assert sidecar["source"] == str(scan)
+    assert sidecar["run"] == str(run.folder)
+    assert sidecar["spacing_mm"] == list(SPACING_MM)
+    assert sidecar["overlap"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/liver_7.nii.gz", "liver_7"),
+        ("a/scan.1.nii", "scan.1"),
+        ("kits/case_00000/imaging.nii.gz", "case_00000"),
+        ("p12/CT.nii.gz", "p12"),
+        ("series/20", "20"),
+        ("series/20/", "20"),
+    ],
+)
+def test_predictions_are_named_after_the_case(path, name):
+    assert case_name(path) == name
+
+
+def test_one_bad_scan_does_not_stop_the_others(run, tmp_path):
+    good = write_scan(tmp_path / "good.nii.gz", boxes((12, 12, 6)), RAS)
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (tmp_path / "empty").mkdir()
+    inputs = [broken, tmp_path / "missing.nii.gz", tmp_path / "empty", good]
+    result = predict(run, inputs, tmp_path / "out", progress=False)
+    assert result.written == [tmp_path / "out" / "good.nii.gz"]
+    # Inputs are listed before any scan is read, so what is not there comes first.
+    assert [problem.path for problem in result.problems] == [str(inputs[1]), str(broken), str(inputs[2])]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+
+
+def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, tmp_path):
+    for name in ("b.nii.gz", "a.nii", "._a.nii", "deeper/c.nii.gz"):
+        write_scan(tmp_path / "in" / name, boxes((12, 12, 6)), RAS)
+    (tmp_path / "in" / "notes.txt").write_text("not a scan")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.nii.gz").write_text("old")
+    result = predict(run, [tmp_path / "in"], out, progress=False)
+    assert not result.problems
+    assert result.written == [out / "a.nii.gz", out / "b.nii.gz"]
+    assert nib.load(out / "a.nii.gz").shape == (12, 12, 6)
+
+
+def test_two_scans_of_one_name_are_a_problem_and_the_same_scan_twice_is_not(run, tmp_path):
+    first = write_scan(tmp_path / "one" / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    second = write_scan(tmp_path / "two" / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    result = predict(run, [first, second, first], tmp_path / "out", progress=False)
+    assert len(result.written) == 1
+    assert [str(problem) for problem in result.problems] == [
+        f"{second}: its prediction would be named a, like that of {first}; "
+        "rename one of the two, or predict them into different folders"
+    ]
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["source"] == str(first)
+
+
+def test_with_a_card_the_cases_of_a_raw_folder_are_predicted_under_their_names(run, tmp_path):
+    card = read_card("kits19")
+    for i in range(5):
+        write_scan(tmp_path / "raw" / f"case_{i:05d}" / "imaging.nii.gz", boxes((12, 12, 6)), RAS)
+        write_scan(tmp_path / "raw" / f"case_{i:05d}" / "segmentation.nii.gz", boxes((12, 12, 6)) > 0, RAS)
+    everything = predict(run, [tmp_path / "raw"], tmp_path / "all", card=card, progress=False)
+    test_only = predict(run, [tmp_path / "raw"], tmp_path / "test", card=card, split="test", progress=False)
+    assert [path.name for path in everything.written] == [f"case_{i:05d}.nii.gz" for i in range(5)]
+    assert len(test_only.written) == 1
+    assert not everything.problems
+    assert not test_only.problems
+
+
+def test_card_without_cases_in_the_folder_is_a_problem(run, tmp_path):
+    result = predict(run, [tmp_path], tmp_path / "out", card=read_card("kits19"), progress=False)
+    assert not result.written
+    assert "holds no cases of kits19" in str(result.problems[0])
+
+
+def test_split_needs_a_card(run, tmp_path):
+    with pytest.raises(ValueError, match="needs a card"):
+        predict(run, [], tmp_path, split="test")
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"run\.json: there is no run"):
+        predict(tmp_path, [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["totalseg_example_3mm_ct.nii.gz", "vhf_pelvis_3mm_no_target_organ_ct.nii.gz"]
+)
+def test_real_scan_comes_back_in_its_own_geometry(run, real_data, tmp_path, name):
+    result = predict(run, [real_data / name], tmp_path, overlap=0, batch_size=8, progress=False)
+    assert not result.problems
+    scan, labels = nib.load(real_data / name), nib.load(result.written[0])
+    assert labels.shape == scan.shape
+    np.testing.assert_allclose(labels.affine, scan.affine, atol=1e-5)
+    found, truth = np.asarray(labels.dataobj) > 0, scan.get_fdata() > 100
+    # Thin bone is not the same after resampling twice; swapped axes would leave next to nothing in common.
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+def test_dicom_series_is_predicted_in_canonical_axes(run, real_data, tmp_path):
+    result = predict(run, [real_data / "ts_dicom20"], tmp_path, overlap=0, batch_size=8, progress=False)
+    assert not result.problems
+    labels = nib.load(tmp_path / "ts_dicom20.nii.gz")
+    assert labels.shape == (512, 512, 20)
+    assert nib.aff2axcodes(labels.affine) == ("R", "A", "S")
+    assert (np.asarray(labels.dataobj) == 2).sum() > 1000  # bone
