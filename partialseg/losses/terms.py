@@ -201,11 +201,10 @@ def marginal_dice_sums(voxels: Voxels) -> DiceSums:
     # Row k, column n: the probability of n over the voxels labelled k. A voxel's set lies within one merged
     # class, over which its shares add up to 1.
     by_label = ops.matmul(ops.transpose(voxels.share, (0, 2, 1)), voxels.probabilities)
-    labelled = ops.sum(voxels.share, axis=1)
     any_known = ops.max(voxels.known, axis=1)
     return DiceSums(
         overlap=ops.sum(merged * ops.matmul(by_label, merged), axis=1),
-        truth=_merge(labelled, merged),
+        truth=_merge(_sum_over_voxels(voxels.share), merged),
         predicted=_merge(ops.sum(by_label, axis=1), merged),
         counted=ops.diagonal(merged, axis1=1, axis2=2) * any_known,
     )
@@ -244,10 +243,10 @@ def exclusion_sets(voxels: Voxels, merged_background_excludes: bool = True) -> T
 
 def exclusion_dice_sums(voxels: Voxels, excluded: Tensor) -> DiceSums:
     """Sums for the exclusion Dice (eq. 10) with the sets of `exclusion_sets` in the place of truth."""
-    predicted = ops.sum(voxels.probabilities * voxels.known, axis=1)
+    predicted = _sum_over_voxels(voxels.probabilities * voxels.known)
     return DiceSums(
-        overlap=ops.sum(excluded * voxels.probabilities, axis=1),
-        truth=ops.sum(excluded, axis=1),
+        overlap=_sum_over_voxels(excluded * voxels.probabilities),
+        truth=_sum_over_voxels(excluded),
         predicted=predicted,
         counted=ops.ones_like(predicted),
     )
@@ -288,6 +287,13 @@ def exclusion_cross_entropy(
 def soft_dice(sums: DiceSums) -> Tensor:
     """2 overlap / (truth + predicted + epsilon): 0, not 1, where truth is empty."""
     return 2 * sums.overlap / (sums.truth + sums.predicted + EPSILON)
+
+
+def _sum_over_voxels(values: Tensor) -> Tensor:
+    """Sum `(batch, voxels, classes)` over the voxels."""
+    # Along the last axis TensorFlow adds pairwise. Along the middle one it adds in turn, and is wrong by a
+    # percent for a million voxels of 0.2 in float32.
+    return ops.sum(ops.transpose(values, (0, 2, 1)), axis=-1)
 
 
 def _merge(per_class: Tensor, merged: Tensor) -> Tensor:
