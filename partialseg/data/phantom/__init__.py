@@ -1,0 +1,5 @@
+"""Synthetic abdominal CT: phantoms in the raw layouts of five datasets, and real label maps dressed as CT."""
+
+from partialseg.data.phantom.write import write_phantom
+
+__all__ = ["write_phantom"]
