@@ -17,7 +17,15 @@ PAPER_COLOURS: dict[str, str] = {
     "left_kidney": "#0000ff",
     "right_kidney": "#00ffff",
 }
-FURTHER_COLOURS: tuple[str, ...] = ("#ff00ff", "#ff8000", "#8000ff", "#00ff80", "#ff80c0", "#804000", "#808080")
+FURTHER_COLOURS: tuple[str, ...] = (
+    "#ff00ff",
+    "#ff8000",
+    "#8000ff",
+    "#00ff80",
+    "#ff80c0",
+    "#804000",
+    "#808080",
+)
 
 
 def class_names(organs: Sequence[str]) -> tuple[str, ...]:

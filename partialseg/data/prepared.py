@@ -1,10 +1,10 @@
 """A folder of prepared cases: what `prepare` writes and what patches, validation and studies read.
 
-    PREPARED/manifest.json                  classes, spacing, datasets with their tables, one entry per case
-    PREPARED/<dataset>/<case>/image.npy     int16 HU, (depth, height, width), RAS+
-    PREPARED/<dataset>/<case>/label.npy     uint8 values of the dataset's table, same shape
-    PREPARED/<dataset>/<case>/foreground.npy  int32 flat voxel indices, sorted by label value (see `Case`)
-    PREPARED/<dataset>/<case>/case.json     the case's entry; written last, so a case that has it is whole
+PREPARED/manifest.json                  classes, spacing, datasets with their tables, one entry per case
+PREPARED/<dataset>/<case>/image.npy     int16 HU, (depth, height, width), RAS+
+PREPARED/<dataset>/<case>/label.npy     uint8 values of the dataset's table, same shape
+PREPARED/<dataset>/<case>/foreground.npy  int32 flat voxel indices, sorted by label value (see `Case`)
+PREPARED/<dataset>/<case>/case.json     the case's entry; written last, so a case that has it is whole
 """
 
 from __future__ import annotations
@@ -157,13 +157,19 @@ def read_prepared(folder: str | Path) -> Prepared:
     folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
-        raise DataError(path, "there is no manifest", f"run `partialseg prepare CARD... --raw DIR --out {folder}`")
+        raise DataError(
+            path, "there is no manifest", f"run `partialseg prepare CARD... --raw DIR --out {folder}`"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(path, f"is not JSON ({error})", "delete it and run `partialseg prepare` again") from error
+        raise DataError(
+            path, f"is not JSON ({error})", "delete it and run `partialseg prepare` again"
+        ) from error
     if content.get("format") != FORMAT:
-        raise DataError(path, f"has format {content.get('format')}, expected {FORMAT}", "prepare the data again")
+        raise DataError(
+            path, f"has format {content.get('format')}, expected {FORMAT}", "prepare the data again"
+        )
     datasets = {
         name: Dataset(name, tuple(entry["annotated"]), np.array(entry["table"], dtype=np.uint8))
         for name, entry in content["datasets"].items()

@@ -1,0 +1,156 @@
+"""What happens after each epoch: learning rate, loss terms per dataset, logs, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.progress import Progress as ProgressBar
+
+from partialseg.files import atomic_path
+from partialseg.losses import PartialSupervision
+from partialseg.training.config import PlateauConfig
+from partialseg.training.history import Progress
+
+
+class LossIsNotFiniteError(RuntimeError):
+    """Training diverged: what was seen and what to change."""
+
+
+def plateau_step(progress: Progress, loss: float, rule: PlateauConfig) -> None:
+    """Apply section 4.3's rule to `progress` in place.
+
+    The learning rate is multiplied by `rule.factor` when the loss has not fallen by `rule.min_delta` below
+    the lowest so far in `rule.patience` epochs. The state is part of `progress`, so a resumed run goes on
+    as if it had never stopped.
+
+    Example:
+        >>> progress = Progress(learning_rate=0.1)
+        >>> for loss in (1.0, 1.0, 1.0):
+        ...     plateau_step(progress, loss, PlateauConfig(patience=2))
+        >>> round(progress.learning_rate, 3)
+        0.08
+    """
+    if progress.best is None or loss < progress.best - rule.min_delta:
+        progress.best, progress.wait = loss, 0
+        return
+    progress.wait += 1
+    if progress.wait >= rule.patience:
+        progress.learning_rate *= rule.factor
+        progress.wait = 0
+
+
+class TermsPerDataset:
+    """Every loss term on fixed patches of every dataset, so that the curves of epochs can be compared.
+
+    Args:
+        loss: The loss that training uses; its terms are logged without their weights.
+        patches: Per dataset the images, float32 HU `(n, d, h, w, 1)`, and candidates, uint8 `(n, d, h, w, C)`.
+    """
+
+    def __init__(self, loss: PartialSupervision, patches: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        self.loss = loss
+        self.patches = patches
+
+    def __call__(self, model: keras.Model) -> list[tuple[str, str, float]]:
+        """Rows (dataset, term, mean over the dataset's patches)."""
+        rows = []
+        for dataset, (images, candidates) in self.patches.items():
+            values: dict[str, list[float]] = {}
+            for image, target in zip(images, candidates, strict=True):
+                logits = model.predict_on_batch(image[None])
+                logits = logits[0] if isinstance(logits, list | tuple) else logits
+                for term, value in self.loss.values(target[None], logits).items():
+                    values.setdefault(term, []).append(float(keras.ops.mean(value)))
+            rows += [(dataset, term, float(np.mean(value))) for term, value in values.items()]
+        return rows
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: log, step the learning rate, save a checkpoint; during it: move the progress bar.
+
+    The order makes a kill at any moment harmless: the checkpoint is written under its own name, then
+    `progress.json`, which names it, replaces the one before, then older checkpoints are removed.
+
+    Args:
+        folder: The run folder.
+        progress: Where training stands; changed in place.
+        stage_name: For the logs.
+        rule: The plateau rule.
+        terms: Called with the model after each epoch.
+        writer: TensorBoard's.
+        bar: The progress bar and its task.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        progress: Progress,
+        stage_name: str,
+        rule: PlateauConfig,
+        terms: TermsPerDataset,
+        writer: tf.summary.SummaryWriter,
+        bar: tuple[ProgressBar, Any],
+    ) -> None:
+        super().__init__()
+        self.folder, self.progress, self.stage_name = folder, progress, stage_name
+        self.rule, self.terms, self.writer, self.bar = rule, terms, writer, bar
+        self._started = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Move the bar; stop at once if the loss is not a number."""
+        loss = float((logs or {})["loss"])
+        if not math.isfinite(loss):
+            raise LossIsNotFiniteError(
+                f"stage {self.stage_name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}. "
+                "Lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder."
+            )
+        bar, task = self.bar
+        bar.update(task, advance=1, description=f"{self.stage_name}: loss {loss:.3f}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log, step the learning rate, save."""
+        progress, loss = self.progress, float((logs or {})["loss"])
+        seconds = time.perf_counter() - self._started
+        rows = self.terms(self.model)
+        progress.epoch = epoch + 1
+        progress.log.append(
+            [self.stage_name, progress.epoch, progress.learning_rate, round(loss, 6), round(seconds, 3)]
+        )
+        progress.terms += [
+            [self.stage_name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
+        ]
+        self._write_tensorboard(loss, rows)
+        plateau_step(progress, loss, self.rule)
+        self.model.optimizer.learning_rate = progress.learning_rate
+        save_checkpoint(self.model, self.folder, progress)
+
+    def _write_tensorboard(self, loss: float, rows: list[tuple[str, str, float]]) -> None:
+        step = len(self.progress.log)
+        with self.writer.as_default():
+            tf.summary.scalar("loss", loss, step)
+            tf.summary.scalar("learning_rate", self.progress.learning_rate, step)
+            for dataset, term, value in rows:
+                tf.summary.scalar(f"{term}/{dataset}", value, step)
+        self.writer.flush()
+
+
+def save_checkpoint(model: keras.Model, folder: Path, progress: Progress) -> None:
+    """Save weights and optimiser, then the progress that names them, then remove what it replaces."""
+    checkpoints = folder / "checkpoint"
+    progress.checkpoint = f"stage{progress.stage}_epoch{progress.epoch:04d}.weights.h5"
+    with atomic_path(checkpoints / progress.checkpoint) as temporary:
+        model.save_weights(temporary)
+    progress.save(folder)
+    for older in checkpoints.glob("*.weights.h5"):
+        if older.name != progress.checkpoint:
+            older.unlink()

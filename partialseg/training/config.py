@@ -1,0 +1,189 @@
+"""An experiment as a YAML file: what is trained on what, and for how long. Checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from partialseg.data.prepared import Prepared
+from partialseg.errors import DataError
+from partialseg.files import write_text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Section):
+    """What `partialseg.models.unet` takes; see there."""
+
+    strides: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
+        (1, 1, 1),
+        (1, 2, 2),
+        (2, 2, 2),
+        (2, 2, 2),
+        (2, 2, 2),
+        (1, 2, 2),
+    )
+    base_channels: PositiveInt = 32
+    max_channels: PositiveInt = 320
+    convolutions_per_stage: PositiveInt = 2
+    deep_supervision: bool = False
+    window_hu: tuple[float, float] = (-200.0, 300.0)
+
+
+class LossConfig(_Section):
+    """What `partialseg.losses.PartialSupervision` takes; see there."""
+
+    marginal: float = Field(1.0, ge=0)
+    exclusion: float = Field(2.0, ge=0)
+    terms: tuple[Literal["mCE", "mDC", "eCE", "eDC"], ...] = ("mCE", "mDC", "eCE", "eDC")
+    class_reduction: Literal["mean", "sum"] = "mean"
+
+
+class OptimizerConfig(_Section):
+    """Which optimiser, and its first learning rate."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    clip_norm: PositiveFloat | None = None
+
+
+class PlateauConfig(_Section):
+    """Multiply the learning rate by `factor` when the loss has not fallen by `min_delta` in `patience` epochs."""
+
+    factor: float = Field(0.8, gt=0, lt=1)
+    patience: PositiveInt = 10
+    min_delta: float = Field(1e-3, ge=0)
+
+
+class StageConfig(_Section):
+    """One stage of training.
+
+    Attributes:
+        name: Shown in logs.
+        datasets: "full" for the fully annotated ones, "all", or names.
+        epochs: How many.
+        patches_per_dataset: Patches drawn from each dataset in each epoch.
+    """
+
+    name: str
+    datasets: Literal["full", "all"] | tuple[str, ...]
+    epochs: PositiveInt
+    patches_per_dataset: PositiveInt
+
+
+class TrainingConfig(_Section):
+    """A whole experiment. The defaults are the paper's numbers, but for a learning rate that trains well.
+
+    Attributes:
+        name: Of the experiment.
+        description: What it shows, how long it takes, what to expect.
+        seed: Of weights and patches.
+        patch_size: `(depth, height, width)` in voxels.
+        batch_size: Patches in a batch, over all devices.
+        foreground: Least share of a batch's patches that are centred on annotated foreground.
+        network, losses, optimizer, plateau: See their classes.
+        stages: In order.
+        monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
+        workers: Patches read in parallel.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 190, 190)
+    batch_size: PositiveInt = 2
+    foreground: float = Field(0.33, ge=0, le=1)
+    network: NetworkConfig = NetworkConfig()
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    plateau: PlateauConfig = PlateauConfig()
+    stages: tuple[StageConfig, ...] = (
+        StageConfig(name="fully annotated", datasets="full", epochs=120, patches_per_dataset=500),
+        StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),
+    )
+    monitor_patches: PositiveInt = 2
+    workers: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _some_stage(self) -> TrainingConfig:
+        if not self.stages:
+            raise ValueError("stages: at least one is needed")
+        return self
+
+
+def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:
+    """Names of the datasets that a stage draws from.
+
+    Raises:
+        DataError: If the prepared folder lacks one, or has no fully annotated one where that is asked for.
+    """
+    if stage.datasets == "all":
+        return list(prepared.datasets)
+    if stage.datasets == "full":
+        names = [name for name, dataset in prepared.datasets.items() if dataset.fully_annotated]
+        if not names:
+            raise DataError(
+                prepared.folder,
+                f"no dataset annotates all of {', '.join(prepared.organs)}, and stage {stage.name!r} needs one",
+                "prepare a fully annotated dataset too, or set the stage's `datasets` to all",
+            )
+        return names
+    missing = [name for name in stage.datasets if name not in prepared.datasets]
+    if missing:
+        raise DataError(
+            prepared.folder,
+            f"stage {stage.name!r} names {', '.join(missing)}, which is not among {', '.join(prepared.datasets)}",
+            "correct the stage's `datasets`, or prepare it",
+        )
+    return list(stage.datasets)
+
+
+def configs_folder() -> Path:
+    """Where the configs that come with the package lie: in it once installed, else at the repository's top."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def read_config(path_or_name: str | Path) -> TrainingConfig:
+    """Read a config file, or one that comes with the package by its name ("paper", "demo", "tiny").
+
+    Raises:
+        DataError: If there is no such file, or it says something that is not understood; names the field.
+    """
+    path = Path(path_or_name)
+    if not path.is_file() and path.suffix == "" and (configs_folder() / f"{path}.yaml").is_file():
+        path = configs_folder() / f"{path}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in configs_folder().glob("*.yaml")))
+        raise DataError(path, "there is no such config", f"give a YAML file, or one of {shipped}")
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(path, f"is not YAML ({error})", "correct it") from error
+    try:
+        return TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(
+            path, f"{field}: {first['msg']}, received {first['input']!r}", "correct it"
+        ) from error
+
+
+def write_config(config: TrainingConfig, path: Path) -> None:
+    """Write the config with every value spelled out."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -1,0 +1,108 @@
+"""The run folder: all that a resume, a prediction, a report or an export needs.
+
+RUN/config.yaml        the resolved config
+RUN/run.json           classes, spacing, patch size, datasets, versions
+RUN/model.keras        the trained network
+RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds
+RUN/terms.csv          a row per epoch, dataset and loss term: stage, epoch, dataset, term, value
+RUN/tensorboard/       the same for TensorBoard
+RUN/checkpoint/        while it trains: the last epoch's weights and optimiser, and where it stands
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from partialseg.errors import DataError
+from partialseg.files import write_json
+from partialseg.training.config import TrainingConfig, read_config, write_config
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: What it was trained with.
+        classes: Background, then the organs: the order of the logits.
+        spacing_mm: Voxel size `(z, y, x)` in mm that the network expects.
+        datasets: Names of the datasets and their annotated organs.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, float, float]
+    datasets: dict[str, tuple[str, ...]]
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """`(depth, height, width)` in voxels."""
+        return self.config.patch_size
+
+    @property
+    def model_path(self) -> Path:
+        """Where the trained network is."""
+        return self.folder / "model.keras"
+
+    def load_model(self) -> keras.Model:
+        """Load the trained network, without its optimiser.
+
+        Raises:
+            DataError: If training has not ended.
+        """
+        if not self.model_path.is_file():
+            raise DataError(
+                self.model_path,
+                "there is no trained network",
+                f"let `partialseg train CONFIG --prepared DIR --out {self.folder}` end; it goes on where it stopped",
+            )
+        import keras
+
+        import partialseg.models  # noqa: F401  (registers the layers that the file names)
+
+        return keras.saving.load_model(self.model_path, compile=False)
+
+
+def write_run(run: Run, versions: dict[str, str]) -> None:
+    """Write `config.yaml` and `run.json`."""
+    write_config(run.config, run.folder / "config.yaml")
+    write_json(
+        run.folder / "run.json",
+        {
+            "classes": run.classes,
+            "spacing_mm": run.spacing_mm,
+            "patch_size": run.patch_size,
+            "datasets": run.datasets,
+            "versions": versions,
+        },
+    )
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        DataError: If it is not one.
+    """
+    folder = Path(folder)
+    path = folder / "run.json"
+    if not path.is_file():
+        raise DataError(
+            path, "there is no run", f"run `partialseg train CONFIG --prepared DIR --out {folder}`"
+        )
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Run(
+        folder=folder,
+        config=read_config(folder / "config.yaml"),
+        classes=tuple(content["classes"]),
+        spacing_mm=tuple(content["spacing_mm"]),
+        datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
+    )

@@ -1,0 +1,204 @@
+"""Training: the stages of section 4.3 under MirroredStrategy, into a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import partialseg
+from partialseg.data.pipeline import PatchConfig, fixed_patches, patches
+from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.errors import DataError
+from partialseg.files import atomic_path
+from partialseg.losses import PartialSupervision
+from partialseg.models import supervision_strides, unet
+from partialseg.progress import progress_bar
+from partialseg.training.callbacks import EpochEnd, TermsPerDataset
+from partialseg.training.config import StageConfig, TrainingConfig, read_config, stage_datasets
+from partialseg.training.history import Progress
+from partialseg.training.runs import Run, read_run, write_run
+
+#: Batches of different stages never share a seed: stage k draws with seed + k times this.
+STAGE_SEED = 1_000_003
+
+
+def train(
+    config: TrainingConfig | str | Path,
+    prepared: Prepared | str | Path,
+    out: str | Path,
+    devices: Sequence[str] | None = None,
+) -> Run:
+    """Train a network through all stages of the config; go on where an earlier call stopped.
+
+    Args:
+        config: The experiment, a config file, or the name of one that comes with the package.
+        prepared: What `partialseg prepare` wrote.
+        out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
+            holds a finished one, that is returned.
+        devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DataError: If the run folder belongs to another config or other data, or data are missing.
+        LossIsNotFiniteError: If training diverged.
+    """
+    config = config if isinstance(config, TrainingConfig) else read_config(config)
+    prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
+    run = _open_run(config, prepared, Path(out))
+    if run.model_path.is_file():
+        return run
+    strategy = _strategy(config, devices)
+    keras.utils.set_random_seed(config.seed)
+    with strategy.scope():
+        model = build_model(config, len(prepared.classes))
+        loss = PartialSupervision(**config.losses.model_dump(), name="loss")
+        _compile(model, config, loss)
+    progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
+    terms = TermsPerDataset(loss, _monitor_patches(config, prepared))
+    writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
+    for index in range(progress.stage, len(config.stages)):
+        if index > progress.stage:  # a new stage begins with its own learning rate and plateau
+            progress.stage, progress.epoch, progress.best, progress.wait = index, 0, None, 0
+            progress.learning_rate = config.optimizer.learning_rate
+        model.optimizer.learning_rate = progress.learning_rate
+        _train_stage(model, config, config.stages[index], prepared, run, progress, terms, writer)
+    writer.close()
+    with atomic_path(run.model_path) as temporary:
+        model.save(temporary)
+    shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
+    return run
+
+
+def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
+    """The network of a config, with fresh weights."""
+    return unet(num_classes, **config.network.model_dump())
+
+
+def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path) -> Run:
+    """Write config.yaml and run.json, or check that those there say the same."""
+    run = Run(
+        folder=folder,
+        config=config,
+        classes=prepared.classes,
+        spacing_mm=prepared.spacing_mm,
+        datasets={name: dataset.annotated for name, dataset in prepared.datasets.items()},
+    )
+    if (folder / "run.json").is_file():
+        earlier = read_run(folder)
+        for what in ("config", "classes", "spacing_mm", "datasets"):
+            if getattr(earlier, what) != getattr(run, what):
+                raise DataError(
+                    folder,
+                    f"holds a run with another {what}",
+                    "give the same config and data to continue it, or another folder for a new run",
+                )
+        return run
+    versions = {
+        "partialseg": partialseg.__version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "numpy": np.__version__,
+    }
+    write_run(run, versions)
+    return run
+
+
+def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.MirroredStrategy:
+    strategy = tf.distribute.MirroredStrategy(list(devices) if devices else None)
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % replicas:
+        raise DataError(
+            config.name,
+            f"batch_size {config.batch_size} cannot be shared evenly by {replicas} devices",
+            f"set batch_size to a multiple of {replicas}, or name fewer devices",
+        )
+    return strategy
+
+
+def _compile(model: keras.Model, config: TrainingConfig, loss: PartialSupervision) -> None:
+    rate, clip = config.optimizer.learning_rate, config.optimizer.clip_norm
+    if config.optimizer.name == "adam":
+        optimizer = keras.optimizers.Adam(rate, global_clipnorm=clip)
+    else:
+        optimizer = keras.optimizers.SGD(rate, momentum=0.99, nesterov=True, global_clipnorm=clip)
+    num_outputs = len(model.outputs)
+    # nnU-Net's weights: each coarser output counts half the finer one.
+    weights = np.array([0.5**k for k in range(num_outputs)])
+    model.compile(
+        optimizer=optimizer,
+        loss=loss if num_outputs == 1 else [loss] * num_outputs,
+        loss_weights=None if num_outputs == 1 else (weights / weights.sum()).tolist(),
+        # XLA is several times slower than oneDNN at 3D convolutions on CPUs.
+        jit_compile=False if not tf.config.list_physical_devices("GPU") else "auto",
+    )
+
+
+def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {
+        name: fixed_patches(prepared, name, "train", config.monitor_patches, config.patch_size, config.seed)
+        for name in prepared.datasets
+        if prepared.select(name, "train")
+    }
+
+
+def _resume(model: keras.Model, run: Run) -> Progress | None:
+    progress = Progress.load(run.folder)
+    if progress is None:
+        return None
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(run.folder / "checkpoint" / progress.checkpoint)
+    return progress
+
+
+def _train_stage(
+    model: keras.Model,
+    config: TrainingConfig,
+    stage: StageConfig,
+    prepared: Prepared,
+    run: Run,
+    progress: Progress,
+    terms: TermsPerDataset,
+    writer: tf.summary.SummaryWriter,
+) -> None:
+    """Fit one stage, from `progress.epoch` on."""
+    datasets = stage_datasets(stage, prepared)
+    steps = -(-len(datasets) * stage.patches_per_dataset // config.batch_size)
+    patch_config = PatchConfig(
+        patch_size=config.patch_size,
+        batch_size=config.batch_size,
+        foreground=config.foreground,
+        seed=config.seed + STAGE_SEED * progress.stage,
+        batches_per_epoch=steps,
+        datasets=datasets,
+        workers=config.workers,
+    )
+    stream = patches(prepared, patch_config, start_batch=progress.epoch * steps)
+    if config.network.deep_supervision:
+        strides = supervision_strides(config.network.strides)
+        stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
+    with progress_bar() as bar:
+        done = progress.epoch * steps
+        task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
+        model.fit(
+            stream,
+            initial_epoch=progress.epoch,
+            epochs=stage.epochs,
+            steps_per_epoch=steps,
+            verbose=0,
+            shuffle=False,
+            callbacks=[
+                EpochEnd(run.folder, progress, stage.name, config.plateau, terms, writer, (bar, task))
+            ],
+        )
+
+
+def _coarser(target: tf.Tensor, strides: list[tuple[int, ...]]) -> tuple[tf.Tensor, ...]:
+    """Candidates for the coarser outputs of deep supervision: every stride-th voxel."""
+    return tuple(target[:, ::d, ::h, ::w] for d, h, w in strides)
