@@ -163,7 +163,7 @@ def marginal_log_probability(candidates: Tensor, log_probabilities: Tensor) -> T
 def marginal_cross_entropy(voxels: Voxels) -> Tensor:
     """Mean over all voxels of -log q (eq. 5), 0 at ignored voxels; shape `(batch,)`."""
     log_q = marginal_log_probability(voxels.candidates, voxels.log_probabilities)
-    return -ops.mean(log_q * voxels.known[..., 0], axis=1)
+    return ops.mean(ops.where(voxels.known[..., 0] > 0, -log_q, 0), axis=1)
 
 
 def merged_classes(voxels: Voxels) -> Tensor:
