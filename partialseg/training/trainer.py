@@ -31,6 +31,7 @@ def train(
     config: TrainingConfig | str | Path,
     prepared: Prepared | str | Path,
     out: str | Path,
+    start_from: Run | str | Path | None = None,
     devices: Sequence[str] | None = None,
 ) -> Run:
     """Train a network through all stages of the config; go on where an earlier call stopped.
@@ -40,6 +41,8 @@ def train(
         prepared: What `partialseg prepare` wrote.
         out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
             holds a finished one, that is returned.
+        start_from: A finished run whose weights the network begins with, instead of random ones. It must
+            have the same classes and the same network.
         devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
 
     Returns:
@@ -60,6 +63,8 @@ def train(
         model = build_model(config, len(prepared.classes))
         loss = PartialSupervision(**config.losses.model_dump(), name="loss")
         _compile(model, config, loss)
+    if start_from is not None:
+        _take_weights(model, run, start_from if isinstance(start_from, Run) else read_run(start_from))
     progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
     terms = TermsPerDataset(loss, _monitor_patches(config, prepared))
     writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
@@ -146,6 +151,21 @@ def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tu
         for name in prepared.datasets
         if prepared.select(name, "train")
     }
+
+
+def _take_weights(model: keras.Model, run: Run, earlier: Run) -> None:
+    for what in ("classes", "spacing_mm"):
+        if getattr(earlier, what) != getattr(run, what):
+            raise DataError(
+                earlier.folder,
+                f"its {what} {getattr(earlier, what)} are not those of the new run, {getattr(run, what)}",
+                "start from a run on the same prepared data, or from none",
+            )
+    if earlier.config.network != run.config.network:
+        raise DataError(
+            earlier.folder, "has another network", "copy its `network` section into the new config"
+        )
+    model.set_weights(earlier.load_model().get_weights())
 
 
 def _resume(model: keras.Model, run: Run) -> Progress | None:

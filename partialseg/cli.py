@@ -1,0 +1,328 @@
+"""The command line. Each command is a thin call of the function that does the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from partialseg import __version__
+from partialseg.errors import DataError
+
+app = typer.Typer(
+    name="partialseg",
+    help="Train one multi-organ CT segmentation network from datasets that each label only some organs.",
+    epilog="Exit status: 0 done; 1 something is wrong with the data, a line for each problem; 2 wrong call.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Cards = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CARD...", help="Data cards: files, or names that come with the package, such as kits19."
+    ),
+]
+Raw = Annotated[
+    Path,
+    typer.Option("--raw", metavar="DIR", help="Folder with the datasets as downloaded."),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045 (typer reads the annotation)
+    typer.Option(min=1, help="Cases at a time; as many as there are cores by default."),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
+
+
+class Preset(str, Enum):
+    """Sizes of the phantom datasets."""
+
+    tiny = "tiny"
+    demo = "demo"
+
+
+class Split(str, Enum):
+    """Parts of a dataset."""
+
+    train = "train"
+    test = "test"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"partialseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the demo makes.")] = Path(
+        "demo"
+    ),
+    preset: Annotated[Preset, typer.Option(help="demo: minutes; tiny: a minute, learns nothing.")] = Preset.demo,
+    seed: Annotated[int, typer.Option(min=0, help="Of the phantom, the weights and the patches.")] = 0,
+) -> None:
+    """Go the whole way on embedded phantom data.
+
+    In: nothing. Out: phantom scans, prepared data, two networks (F alone; F and P1 to P4), predictions,
+    scores, a table and one HTML report.
+    """
+    from rich.console import Console
+
+    from partialseg.demo import demo as run_demo
+    from partialseg.evaluation.tables import render_table
+
+    result = run_demo(out, preset.value, seed)
+    Console().print(render_table(result.table))
+    typer.echo(f"Report: {result.report.resolve()}")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to.")],
+    preset: Annotated[Preset, typer.Option(help="How many cases, and how large.")] = Preset.tiny,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same voxels.")] = 0,
+    from_labels: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Dress the label maps (*.nii.gz) of this folder as CT instead."),
+    ] = None,
+    names: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAMES",
+            help="With --from-labels, what the values are: a YAML or JSON file {value: organ}, a data card, "
+            "or one of the known sets (word, kits19, ...).",
+        ),
+    ] = None,
+) -> None:
+    """Write synthetic CT with perfect labels.
+
+    In: nothing, or a folder of label maps. Out: five datasets in the raw layouts of BTCV, MSD and KiTS19, or
+    OUT/images and OUT/labels, one pair for each label map.
+    """
+    from partialseg.data.phantom import dress_folder, write_phantom
+
+    if names is not None and from_labels is None:
+        raise typer.BadParameter("goes with --from-labels", param_hint="--names")
+    if from_labels is None:
+        for dataset, folder in write_phantom(out, preset.value, seed).items():
+            typer.echo(f"{dataset}: {folder}")
+        return
+    result = dress_folder(from_labels, out, names, seed)
+    for image in result.images:
+        typer.echo(str(image))
+    _finish(result.problems)
+
+
+@app.command()
+def check(
+    cards: Cards,
+    raw: Raw,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for check.json and check.html.")] = Path(
+        "check"
+    ),
+    workers: Workers = None,
+) -> None:
+    """Read every raw case against its card.
+
+    In: data cards and raw data. Out: a coverage matrix (which dataset annotates which organ, in how many cases)
+    as JSON and HTML, and a line for each problem.
+    """
+    from partialseg.data.coverage import check as run_check
+
+    result = run_check([_card(card) for card in cards], raw, out, workers)
+    typer.echo(f"Coverage: {out / 'check.html'}")
+    _finish(result.problems)
+
+
+@app.command()
+def prepare(
+    cards: Cards,
+    raw: Raw,
+    out: Annotated[Path, typer.Option(metavar="PREPARED", help="Folder for the prepared cases.")],
+    spacing: Annotated[
+        tuple[float, float, float],
+        typer.Option(metavar="Z Y X", help="Voxel size in mm; the paper's by default."),
+    ] = (3.0, 1.5, 1.5),
+    organ: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="An organ of the class list, in order; repeat it. All organs of the cards by default."),
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Bring raw cases to one spacing, one orientation and one class list.
+
+    In: data cards and raw data. Out: PREPARED/manifest.json and a folder for each case. Cases that are there
+    already, from the same files and settings, are kept.
+    """
+    from partialseg.data.prepare import prepare as run_prepare
+
+    if min(spacing) <= 0:
+        raise typer.BadParameter(f"must be above 0, received {spacing}", param_hint="--spacing")
+    result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, workers)
+    typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
+    _finish(result.problems)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of paper, demo, tiny.")],
+    prepared: Annotated[Path, typer.Option(metavar="DIR", help="What `partialseg prepare` wrote.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")],
+    start_from: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", metavar="RUN", help="Begin with the weights of this finished run."),
+    ] = None,
+) -> None:
+    """Train a network; called again, go on where it stopped.
+
+    In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
+    terms.csv (every loss term for every dataset) and TensorBoard logs.
+    """
+    from partialseg.training.callbacks import LossIsNotFiniteError
+    from partialseg.training.trainer import train as run_train
+
+    try:
+        run = run_train(config, prepared, out, start_from=start_from)
+    except LossIsNotFiniteError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"Network: {run.model_path}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files, folders of them, or DICOM series.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the label maps.")],
+    overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows.")] = 0.5,
+    card: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="CARD", help="The inputs are raw folders of this card: its names for the cases."),
+    ] = None,
+    split: Annotated[Optional[Split], typer.Option(help="With --card, this part alone.")] = None,  # noqa: UP045
+) -> None:
+    """Segment scans.
+
+    In: a run and scans. Out: DIR/<case>.nii.gz, a label map in the scan's own grid and affine, and
+    DIR/<case>.json with the classes and the volume of each organ in mL.
+    """
+    from partialseg.inference.predict import predict as run_predict
+
+    if split is not None and card is None:
+        raise typer.BadParameter("goes with --card", param_hint="--split")
+    result = run_predict(
+        run,
+        inputs,
+        out,
+        overlap=overlap,
+        card=None if card is None else _card(card),
+        split=None if split is None else split.value,
+    )
+    for path in result.written:
+        typer.echo(str(path))
+    _finish(result.problems)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of label maps.")],
+    truth: Annotated[Path, typer.Option(metavar="DIR", help="The dataset's raw folder.")],
+    card: Annotated[str, typer.Option(metavar="CARD", help="The dataset's data card.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the tables.")],
+    split: Annotated[
+        Optional[Split],  # noqa: UP045
+        typer.Option(help="Every case of this part must have a prediction."),
+    ] = None,
+) -> None:
+    """Score predictions over the organs that a dataset annotates.
+
+    In: predictions, the raw dataset, its card. Out: scores.csv and scores.json (a row for each case and organ),
+    table.csv, table.json and table.md (organ by dataset: n, mean and standard deviation, missed organs).
+    """
+    from rich.console import Console
+
+    from partialseg.evaluation.tables import evaluate as run_evaluate
+    from partialseg.evaluation.tables import organ_table, render_table
+
+    result = run_evaluate(predictions, truth, _card(card), out, None if split is None else split.value)
+    if len(result.scores):
+        Console().print(render_table(organ_table(result.scores)))
+    _finish(result.problems)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the SavedModel.")],
+) -> None:
+    """Write a SavedModel for TensorFlow Serving.
+
+    In: a run. Out: DIR, a SavedModel that takes patches in HU (batch, depth, height, width) of any size at the
+    run's spacing, and returns labels; a second signature returns probabilities.
+    """
+    from partialseg.inference.saved_model import export as run_export
+    from partialseg.training.runs import read_run
+
+    trained = read_run(run)
+    run_export(trained.load_model(), out, trained.spacing_mm, trained.classes)
+    typer.echo(f"SavedModel: {out}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN-or-STUDY", help="A run, a study, or a demo folder.")],
+) -> None:
+    """Write one self-contained HTML report.
+
+    In: a run folder, or a folder with study.json. Out: report.html in it, with tables, curves and pictures.
+    """
+    from partialseg.report.html import report_run
+
+    typer.echo(f"Report: {report_run(folder)}")
+
+
+def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
+    from partialseg.data.cards import read_card
+
+    return read_card(path_or_name)
+
+
+def _finish(problems: Sequence[DataError]) -> None:
+    """Print a line for each problem and their count; exit with 1 if there are any."""
+    if not problems:
+        return
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a DataError that no command expected ends on one line too, with exit status 1."""
+    try:
+        app()
+    except DataError as error:
+        typer.echo(f"{error}\n1 problem", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
