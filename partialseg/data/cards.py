@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.classes import BACKGROUND
+from partialseg.data.front_matter import FrontMatter, read_front_matter
 from partialseg.errors import DataError
 
 IGNORE = "ignore"
@@ -223,15 +223,14 @@ def read_card(path: str | Path) -> Card:
                 path, "there is no such data card", f"give a .md file, or one of {', '.join(shipped)}"
             )
         file = shipped[str(path)]
-    node, first_line = _front_matter(file)
-    _refuse_duplicate_keys(node, file, first_line)
-    content = yaml.SafeLoader("").construct_document(node)
-    if "path" in content:
-        raise DataError(file, "field `path` is set by the program", "remove it from the front matter")
+    front = read_front_matter(file)
+    if "path" in front.content:
+        line, _ = front.locate(["path"])
+        raise DataError(file, f"line {line}, `path`: there is no such field", "remove the line")
     try:
-        return Card(**{str(key): value for key, value in content.items()}, path=file)
+        return Card(**{str(key): value for key, value in front.content.items()}, path=file)
     except ValidationError as error:
-        raise _card_error(error, node, file, first_line) from error
+        raise _card_error(error, front, file) from error
 
 
 def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
@@ -317,68 +316,17 @@ def _case_name(pattern: str, star: str) -> str:
     return part
 
 
-def _front_matter(file: Path) -> tuple[yaml.MappingNode, int]:
-    """The YAML tree of a card, and the line of the file on which it starts."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
-    if not lines or lines[0].strip() != "---" or "---" not in (line.rstrip() for line in lines[1:]):
-        raise DataError(
-            file, "has no front matter", "start the card with YAML between two lines that hold only `---`"
-        )
-    end = [line.rstrip() for line in lines].index("---", 1)
-    try:
-        node = yaml.compose("\n".join(lines[1:end]), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 2 if error.problem_mark else 2
-        raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise DataError(
-            file, "line 2: the front matter is not `field: value` lines", "see data_cards/kits19.md"
-        )
-    return node, 2
-
-
-def _refuse_duplicate_keys(node: yaml.Node, file: Path, first_line: int) -> None:
-    """YAML would let the last of two equal keys win, and one label value would vanish."""
-    children = node.value if isinstance(node, yaml.CollectionNode) else []
-    seen: set[str] = set()
-    for child in children:
-        key, value = child if isinstance(child, tuple) else (None, child)
-        if key is not None:
-            if key.value in seen:
-                line = key.start_mark.line + first_line
-                raise DataError(file, f"line {line}: `{key.value}` is there twice", "keep one of the two")
-            seen.add(str(key.value))
-        _refuse_duplicate_keys(value, file, first_line)
-
-
-def _line_of(node: yaml.Node, location: Iterable[str | int]) -> int:
-    """Line, from 0, of the innermost part of `location` that is there."""
-    line = node.start_mark.line
-    for step in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
-            if found is None:
-                return line
-            line, node = found[0].start_mark.line, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line
-    return line
-
-
-def _card_error(error: ValidationError, node: yaml.Node, file: Path, first_line: int) -> DataError:
+def _card_error(error: ValidationError, front: FrontMatter, file: Path) -> DataError:
     """The first problem of a card, with its line and field, on one line."""
     first, *others = error.errors()
     location = first.get("ctx", {}).get("location", first["loc"])
-    line = _line_of(node, location) + first_line
-    field = ".".join(str(step) for step in location if step not in ("[key]", "constrained-float", "float"))
-    message = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}.get(
-        first["type"], first["msg"].removeprefix("Value error, ")
-    )
+    line, steps = front.locate(location)
+    if first["type"] == "missing":
+        steps = location  # otherwise, steps that are not there are names that pydantic gives to its own types
+    field = ".".join(str(step) for step in steps)
+    messages = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}
+    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
     more = f" (and {len(others)} more)" if others else ""
     return DataError(
-        file, f"line {line}, `{field}`: {message}{more}", "mend the card; CONTRIBUTING.md says how"
+        file, f"line {line}, `{field}`: {message}{more}", "mend the card; those in data_cards are examples"
     )

@@ -66,6 +66,35 @@ def label_values(array: np.ndarray) -> list[int]:
     return sorted(found)
 
 
+def order_notes(card: Card, label: Volume) -> tuple[str, ...]:
+    """Say where organs are in the wrong order in world x: sides swapped in the file, or situs inversus.
+
+    Args:
+        card: The dataset's card.
+        label: A label map with the file's own values.
+
+    Returns:
+        One note for each pair in the wrong order; none where an organ is absent.
+    """
+    centres = {}
+    for organ in card.annotated:
+        values = [value for value, names in card.labels.items() if names == [organ]]
+        profile = sum(
+            (np.count_nonzero(label.array == value, axis=(0, 1)) for value in values), np.zeros(1, int)
+        )
+        if profile.any():
+            centres[organ] = float(profile @ np.arange(len(profile)) / profile.sum())
+    pairs = [("spleen", "liver")]
+    pairs += [
+        (name, "right_" + name.removeprefix("left_")) for name in card.annotated if name.startswith("left_")
+    ]
+    return tuple(
+        f"{right} lies left of {left}: left and right may be swapped"
+        for left, right in pairs
+        if left in centres and right in centres and centres[right] < centres[left]
+    )
+
+
 def _place_problems(raw_case: RawCase, image: Volume, label: Volume) -> list[DataError]:
     """Image and label map must lie on one grid."""
     who = f"{raw_case.dataset}, {raw_case.name}"

@@ -18,7 +18,8 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_series(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of one CT series.
 
-    Files that are not DICOM, and DICOM files without slices of CT (reports, segmentations), are passed over.
+    Files that are not DICOM, and DICOM files that are no slices of a CT (reports, localizers, segmentations),
+    are passed over.
 
     Args:
         folder: Holds one file per slice, under any names.
@@ -60,7 +61,10 @@ def _ct_slices(folder: Path) -> list[pydicom.Dataset]:
             continue
         except (EOFError, OSError, ValueError) as error:
             raise DataError(path, f"cannot be read as DICOM ({error})", "export the series again") from error
-        if dataset.get("Modality") == "CT" and "PixelData" in dataset and "ImagePositionPatient" in dataset:
+        is_slice = (
+            dataset.get("Modality") == "CT" and "PixelData" in dataset and "ImagePositionPatient" in dataset
+        )
+        if is_slice and "LOCALIZER" not in (dataset.get("ImageType") or []):
             slices.append(dataset)
         else:
             others += 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from partialseg.data.cards import IGNORE, Card, left_right_pair
+from partialseg.data.checks import order_notes
 from partialseg.data.classes import BACKGROUND
 from partialseg.data.labels import candidate_table, ignored_value
 from partialseg.data.sides import split_left_right
@@ -61,7 +62,9 @@ def to_prepared_values(
     result = np.empty(label.array.shape, dtype=np.uint8)
     for plane, raw_plane in zip(result, label.array, strict=True):
         plane[...] = lookup[raw_plane]
-    notes = _split_sides(result, label, card, classes, value_of) if card.split_sides else ()
+    notes = order_notes(card, label)
+    if card.split_sides:
+        notes += _split_sides(result, label, card, classes, value_of)
     return result, notes
 
 
@@ -99,11 +102,13 @@ def _split_sides(
             if left_right_pair(names) == (left_name, right_name):
                 mask |= label.array == value
         left, right, flag = split_left_right(mask.T, label.affine)
-        for side, name in ((left, left_name), (right, right_name)):
-            result[side.T] = value_of[_meaning([name], classes)]
-        unsure_ml = (mask.sum() - left.sum() - right.sum()) * np.prod(label.spacing_mm) / 1000
         if flag != "split":
             notes.append(f"{left_name}/{right_name}: {flag}")
-        elif unsure_ml > 0:
-            notes.append(f"{left_name}/{right_name}: {unsure_ml:.2g} mL on neither side")
+            continue
+        for side, name in ((left, left_name), (right, right_name)):
+            result[side.T] = value_of[_meaning([name], classes)]
+        unsure = np.count_nonzero(mask) - np.count_nonzero(left) - np.count_nonzero(right)
+        if unsure:
+            volume_ml = unsure * np.prod(label.spacing_mm) / 1000
+            notes.append(f"{left_name}/{right_name}: {volume_ml:.2g} mL on neither side")
     return tuple(notes)

@@ -49,7 +49,8 @@ def split_left_right(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(
             f"mask has shape {mask.shape} and affine {affine.shape}; expected three axes and (4, 4)"
         )
-    left, right = np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape, dtype=bool)
+    order = "F" if mask.flags.f_contiguous else "C"  # zeros_like would keep it too, but writes every zero
+    left, right = (np.zeros(mask.shape, dtype=bool, order=order) for _ in range(2))
     box = _bounding_box(mask)
     if box is None:
         return left, right, "empty"
