@@ -63,9 +63,9 @@ def train(
         model = build_model(config, len(prepared.classes))
         loss = PartialSupervision(**config.losses.model_dump(), name="loss")
         _compile(model, config, loss)
-    if start_from is not None:
-        _take_weights(model, run, start_from if isinstance(start_from, Run) else read_run(start_from))
-    progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
+        if start_from is not None:
+            _take_weights(model, run, start_from if isinstance(start_from, Run) else read_run(start_from))
+        progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
     terms = TermsPerDataset(loss, _monitor_patches(config, prepared))
     writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
     for index in range(progress.stage, len(config.stages)):

@@ -1,0 +1,93 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from partialseg.models import (
+    PAPER_STRIDES,
+    CropToInput,
+    NormalizeHU,
+    PadToMultiple,
+    supervision_strides,
+    unet,
+)
+
+SMALL = {"strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "base_channels": 4}
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (5, 7, 9), (1, 1, 1), (2, 190 // 10, 33)])
+def test_any_input_size_gives_logits_of_that_size(size):
+    logits = unet(6, **SMALL)(np.zeros((2, *size, 1), "float32"))
+    assert logits.shape == (2, *size, 6)
+    assert np.isfinite(ops.convert_to_numpy(logits)).all()
+
+
+def test_padding_inside_changes_nothing_far_from_the_border():
+    model = unet(3, **SMALL)
+    image = np.random.default_rng(0).normal(0, 100, (1, 16, 64, 64, 1)).astype("float32")
+    first = ops.convert_to_numpy(model(image))
+    assert np.allclose(first, ops.convert_to_numpy(model(image)), atol=1e-5)
+    cropped = ops.convert_to_numpy(model(image[:, :15, :63, :63]))
+    assert cropped.shape == (1, 15, 63, 63, 3)
+
+
+def test_paper_topology_takes_the_paper_patch_and_has_the_depth_of_nnunet():
+    model = unet(6, strides=PAPER_STRIDES, base_channels=4)
+    assert len([layer for layer in model.layers if layer.name.startswith("up")]) == 5
+    assert model(np.zeros((1, 48, 190, 190, 1), "float32")).shape == (1, 48, 190, 190, 6)
+
+
+def test_deep_supervision_returns_each_decoder_stage_rounded_up():
+    model = unet(6, deep_supervision=True, **SMALL)
+    outputs = model(np.zeros((1, 5, 9, 9, 1), "float32"))
+    assert [tuple(o.shape[1:4]) for o in outputs] == [(5, 9, 9), (5, 5, 5)]
+    strides = supervision_strides(SMALL["strides"])
+    target = np.zeros((1, 5, 9, 9, 6))
+    assert [target[:, ::d, ::h, ::w].shape[1:4] for d, h, w in strides] == [(5, 9, 9), (5, 5, 5)]
+
+
+def test_saved_model_gives_the_same_logits(tmp_path):
+    model = unet(4, **SMALL)
+    image = np.random.default_rng(1).normal(0, 300, (1, 6, 10, 10, 1)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.allclose(ops.convert_to_numpy(model(image)), ops.convert_to_numpy(again(image)), atol=1e-6)
+
+
+def test_network_learns_one_batch():
+    keras.utils.set_random_seed(0)
+    label = np.zeros((1, 8, 16, 16), int)
+    label[:, 2:6, 4:12, 4:12] = 1
+    image = np.where(label, 120.0, -50.0)[..., None].astype("float32")
+    model = unet(2, **SMALL)
+    model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(image, label, epochs=60, verbose=0)
+    prediction = ops.convert_to_numpy(model(image)).argmax(-1)
+    assert 2 * (prediction & label).sum() / (prediction.sum() + label.sum()) > 0.9
+
+
+def test_mixed_precision_returns_float32_logits():
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = unet(3, **SMALL)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    assert model.output.dtype == "float32"
+    assert {layer.compute_dtype for layer in model.layers if "conv" in layer.name} == {"bfloat16"}
+
+
+def test_window_is_clipped_and_centred():
+    layer = NormalizeHU((-100.0, 300.0))
+    values = ops.convert_to_numpy(layer(np.array([-1024.0, -100.0, 100.0, 300.0, 3000.0])))
+    assert values.tolist() == [-1, -1, 0, 1, 1]
+    assert NormalizeHU.from_config(layer.get_config()).window_hu == (-100.0, 300.0)
+    with pytest.raises(ValueError, match="low < high"):
+        NormalizeHU((1, 1))
+
+
+def test_pad_and_crop_are_inverse():
+    image = np.arange(2 * 3 * 5 * 7, dtype="float32").reshape(2, 3, 5, 7, 1)
+    padded = PadToMultiple((2, 4, 8))(image)
+    assert padded.shape == (2, 4, 8, 8, 1)
+    assert float(padded[0, -1, -1, -1, 0]) == -1.0
+    assert np.array_equal(ops.convert_to_numpy(CropToInput()([padded, image])), image)

@@ -1,0 +1,84 @@
+import pytest
+
+from partialseg.data.labels import candidate_table
+from partialseg.data.prepared import Dataset, Prepared
+from partialseg.errors import DataError
+from partialseg.training.config import (
+    StageConfig,
+    TrainingConfig,
+    configs_folder,
+    read_config,
+    stage_datasets,
+    write_config,
+)
+
+CLASSES = ("background", "liver", "spleen")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    datasets = {
+        name: Dataset(name, annotated, candidate_table(CLASSES, annotated))
+        for name, annotated in {"full": ("liver", "spleen"), "partial": ("liver",)}.items()
+    }
+    return Prepared(tmp_path, CLASSES, (3.0, 1.5, 1.5), datasets, ())
+
+
+@pytest.mark.parametrize("path", sorted(configs_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_understood_and_survives_writing(path, tmp_path):
+    config = read_config(path.stem)
+    assert config.name == path.stem
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(tmp_path / "again.yaml") == config
+
+
+def test_paper_config_has_the_numbers_of_section_4_3():
+    config = read_config("paper")
+    assert (config.patch_size, config.batch_size, config.foreground) == ((48, 190, 190), 2, 0.33)
+    assert [(s.epochs, s.patches_per_dataset) for s in config.stages] == [(120, 500), (80, 500)]
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("adam", 0.1)
+    assert (config.plateau.factor, config.plateau.patience, config.plateau.min_delta) == (0.8, 10, 1e-3)
+    assert (config.losses.marginal, config.losses.exclusion) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("name: x\nbatch_sise: 2\n", "batch_sise"),
+        ("name: x\nbatch_size: 0\n", "batch_size"),
+        ("name: x\nlosses: {terms: [mCE, dice]}\n", "losses.terms.1"),
+        ("name: x\nstages: []\n", "at least one"),
+        ("- a list\n", "the file"),
+        ("name: [\n", "is not YAML"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_file_and_field(tmp_path, text, field):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        read_config(path)
+    assert str(path) in str(error.value)
+    assert field in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_config_lists_those_that_there_are():
+    with pytest.raises(DataError, match="paper"):
+        read_config("papre")
+
+
+def test_stage_datasets(prepared):
+    def stage(datasets):
+        return StageConfig(name="s", datasets=datasets, epochs=1, patches_per_dataset=1)
+
+    assert stage_datasets(stage("all"), prepared) == ["full", "partial"]
+    assert stage_datasets(stage("full"), prepared) == ["full"]
+    assert stage_datasets(stage(("partial",)), prepared) == ["partial"]
+    with pytest.raises(DataError, match="names other"):
+        stage_datasets(stage(("other",)), prepared)
+
+
+def test_defaults_are_the_paper_numbers_with_a_learning_rate_that_trains():
+    config = TrainingConfig(name="x")
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.model_copy(update={"name": "paper"}).stages[1].epochs == 80

@@ -1,0 +1,144 @@
+import csv
+
+import numpy as np
+import pytest
+
+from partialseg.data.prepared import read_prepared
+from partialseg.errors import DataError
+from partialseg.training import callbacks, read_config, read_run, train
+from partialseg.training.callbacks import LossIsNotFiniteError, plateau_step
+from partialseg.training.config import PlateauConfig
+from partialseg.training.history import Progress
+
+
+@pytest.fixture(scope="module")
+def config():
+    return read_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def run(config, tiny_prepared, tmp_path_factory):
+    return train(config, tiny_prepared, tmp_path_factory.mktemp("run") / "whole")
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run):
+    return run.load_model().get_weights()
+
+
+def test_run_folder_holds_config_network_and_logs(run, config, tiny_prepared):
+    prepared = read_prepared(tiny_prepared)
+    again = read_run(run.folder)
+    assert again == run
+    assert again.config == config
+    assert again.classes == prepared.classes
+    log = rows(run.folder / "log.csv")
+    assert [(r["stage"], r["epoch"]) for r in log] == [
+        (s.name, str(e + 1)) for s in config.stages for e in range(s.epochs)
+    ]
+    assert all(float(r["loss"]) > 0 for r in log)
+    terms = rows(run.folder / "terms.csv")
+    assert {r["dataset"] for r in terms} == set(prepared.datasets)
+    assert {r["term"] for r in terms} == {"mCE", "mDC", "eCE", "eDC"}
+    assert len(terms) == len(log) * len(prepared.datasets) * 4
+    assert any((run.folder / "tensorboard").iterdir())
+    assert not (run.folder / "checkpoint").exists()
+
+
+def test_fully_annotated_dataset_has_no_exclusion_loss(run):
+    terms = rows(run.folder / "terms.csv")
+    assert {float(r["value"]) for r in terms if r["dataset"] == "btcv" and r["term"] in ("eCE", "eDC")} == {
+        0.0
+    }
+    assert all(float(r["value"]) > 0 for r in terms if r["dataset"] == "msd_liver" and r["term"] == "eDC")
+
+
+def test_a_finished_run_is_returned_as_it_is(run, config, tiny_prepared):
+    before = run.model_path.stat().st_mtime_ns
+    assert train(config, tiny_prepared, run.folder) == run
+    assert run.model_path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    run, config, tiny_prepared, tmp_path, monkeypatch, stop_after
+):
+    saved = callbacks.save_checkpoint
+    calls = []
+
+    def save_then_stop(*args):
+        saved(*args)
+        calls.append(args)
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks, "save_checkpoint", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tiny_prepared, tmp_path / "run")
+    monkeypatch.setattr(callbacks, "save_checkpoint", saved)
+    resumed = train(config, tiny_prepared, tmp_path / "run")
+    for mine, theirs in zip(weights(resumed), weights(run), strict=True):
+        assert np.allclose(mine, theirs, atol=1e-5)
+    columns = ("stage", "epoch", "learning_rate")
+    assert [[r[c] for c in columns] for r in rows(resumed.folder / "log.csv")] == [
+        [r[c] for c in columns] for r in rows(run.folder / "log.csv")
+    ]
+
+
+def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
+    other = config.model_copy(update={"seed": 7})
+    with pytest.raises(DataError, match="another config"):
+        train(other, tiny_prepared, run.folder)
+
+
+def test_starting_from_a_run_takes_its_weights(run, config, tiny_prepared, tmp_path):
+    still = config.model_copy(
+        update={
+            "name": "still",
+            "stages": (config.stages[0].model_copy(update={"epochs": 1}),),
+            "optimizer": config.optimizer.model_copy(update={"learning_rate": 1e-12}),
+        }
+    )
+    second = train(still, tiny_prepared, tmp_path / "run", start_from=run)
+    for mine, theirs in zip(weights(second), weights(run), strict=True):
+        assert np.allclose(mine, theirs, atol=1e-6)
+
+
+def test_deep_supervision_trains(config, tiny_prepared, tmp_path):
+    deep = config.model_copy(
+        update={
+            "network": config.network.model_copy(update={"deep_supervision": True}),
+            "stages": (config.stages[0].model_copy(update={"epochs": 1}),),
+        }
+    )
+    run = train(deep, tiny_prepared, tmp_path / "run")
+    assert len(run.load_model().outputs) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(config, tiny_prepared, tmp_path):
+    wild = config.model_copy(
+        update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e30})}
+    )
+    with pytest.raises(LossIsNotFiniteError, match="learning_rate"):
+        train(wild, tiny_prepared, tmp_path / "run")
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(config, tiny_prepared, tmp_path):
+    odd = config.model_copy(update={"batch_size": 3})
+    with pytest.raises(DataError, match="shared evenly by 2 devices"):
+        train(odd, tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
+
+
+def test_learning_rate_drops_by_a_fifth_when_the_loss_stays():
+    progress, rule = Progress(learning_rate=1.0), PlateauConfig(factor=0.8, patience=10, min_delta=1e-3)
+    for loss in [1.0] + [1.0 - 0.0005] * 10:
+        plateau_step(progress, loss, rule)
+    assert progress.learning_rate == pytest.approx(0.8)
+    for loss in (0.9, 0.8, 0.7):
+        plateau_step(progress, loss, rule)
+    assert progress.learning_rate == pytest.approx(0.8)
+    assert (progress.best, progress.wait) == (0.7, 0)
