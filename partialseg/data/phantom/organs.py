@@ -70,7 +70,8 @@ def paint_liver(canvas: Canvas, layout: Layout, cavity: np.ndarray, above: np.nd
     d = smooth_min(d, ellipsoid(points, tip, (30 * s, 42 * s, 38 * s)), 30)
     d = smooth_min(d, ellipsoid(points, np.add(layout.place(24, 30, 55), jitter(rng, 3)), (18, 16, 28)), 8)
     d = np.maximum(d + np.float32(1.2) * canvas.bumps[box], cavity[box] + 2)
-    d = np.maximum(d, 2 - above[box])
+    # Nothing of it lies beside the spine, behind the vena cava.
+    d = np.maximum(np.maximum(d, np.minimum(26 - points[0], 38 - points[1])), 2 - above[box])
     canvas.paint(box, (d < 0) & ~canvas.mask(box, "lung", "heart"), "liver", "liver")
 
 
@@ -175,7 +176,7 @@ def pancreas_curve(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return curve(moved, radii, 20)
 
 
-def paint_pancreas(canvas: Canvas, layout: Layout, cavity: np.ndarray) -> None:
+def paint_pancreas(canvas: Canvas, layout: Layout) -> None:
     """A lobulated tube across the midline, from the duodenum to the hilum of the spleen."""
     line, radii = pancreas_curve(layout)
     box = canvas.along(line, 26)
@@ -191,8 +192,10 @@ def paint_pancreas(canvas: Canvas, layout: Layout, cavity: np.ndarray) -> None:
     canvas.paint(box, (d < 0) & free, "pancreas", "pancreas")
 
 
-def paint_vessels(canvas: Canvas, layout: Layout, kidneys: list[Kidney]) -> None:
-    """Aorta with its upper branches, vena cava, renal vessels and the oesophagus."""
+def paint_vessels(
+    canvas: Canvas, layout: Layout, kidneys: list[Kidney], without: frozenset[str] = frozenset()
+) -> None:
+    """Aorta with its upper branches, vena cava, renal vessels and the oesophagus, but for those in `without`."""
     rng = layout.rng("vessels")
     wide = rng.uniform(0.85, 1.25)
     sway = rng.uniform(-6, 6)
@@ -208,9 +211,11 @@ def paint_vessels(canvas: Canvas, layout: Layout, kidneys: list[Kidney]) -> None
         artery = curve([np.add(hilum, (0, -4, 4)), np.add(start, (-6, -4, 6))], [2.5, 3], 4)
         tubes += [("vena_cava", None, *vein, (1.0, 1.0, 1.0)), ("aorta", None, *artery, (1.0, 1.0, 1.0))]
     for tissue, organ, line, radii, flatten in tubes:
-        _paint_tube(canvas, line, radii * wide, tissue, organ, flatten)
+        if tissue not in without:
+            _paint_tube(canvas, line, radii * wide, tissue, organ, flatten)
     gullet = curve([(-10, 44, 160), (-14, 48, 105), (-34, 46, 84)], [8, 8, 9])
-    _paint_tube(canvas, *gullet, "esophagus", "esophagus", (1.0, 1.0, 1.0))
+    if "esophagus" not in without:
+        _paint_tube(canvas, *gullet, "esophagus", "esophagus")
 
 
 def paint_portal_vein(canvas: Canvas, layout: Layout) -> None:

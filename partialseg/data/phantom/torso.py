@@ -19,7 +19,7 @@ class Torso:
     """The abdominal cavity and the layers around it, in body coordinates (see `shapes`).
 
     Attributes:
-        z_mm: Levels at which the next three are given; between them they are interpolated.
+        z_mm: Levels at which the next four are given; between them they are interpolated.
         half_width_mm: Half-width of the cavity.
         front_mm: How far the cavity reaches in front of the spine's centre.
         back_mm: How far it reaches behind the spine's centre, beside the spine.
@@ -32,15 +32,15 @@ class Torso:
     half_width_mm: tuple[float, ...]
     front_mm: tuple[float, ...]
     back_mm: tuple[float, ...]
-    muscle_mm: float
+    muscle_mm: tuple[float, ...]
     fat_mm: float
     dome_mm: float
 
-    def at_level(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Half-width, front and back of the cavity at levels z (mm): float32 arrays of the shape of z."""
+    def at_level(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Half-width, front and back of the cavity, and muscle, at levels z (mm): float32, shape of z."""
         return tuple(
             np.interp(z, self.z_mm, values).astype(np.float32)
-            for values in (self.half_width_mm, self.front_mm, self.back_mm)
+            for values in (self.half_width_mm, self.front_mm, self.back_mm, self.muscle_mm)
         )
 
 
@@ -50,7 +50,7 @@ def rounded_distance(
     """Radial distance in mm to a shape between ellipse and rectangle; negative inside.
 
     Example:
-        >>> rounded_distance(np.array([0.0, 3.0]), np.array([6.0, 0.0]), 2.0, 4.0).tolist()
+        >>> rounded_distance(np.array([0.0, 3.0]), np.array([6.0, 0.0]), 2.0, 4.0).round(2).tolist()
         [2.0, 1.0]
     """
     u, v = (x / half_width) ** 2, (y / half_depth) ** 2
@@ -65,13 +65,11 @@ def paint_wall(canvas: Canvas, torso: Torso) -> np.ndarray:
         Signed distance in mm to the cavity, float32, of the grid's shape; negative inside.
     """
     x, y, z = canvas.points
-    half_width, front, back = torso.at_level(z)
+    half_width, front, back, muscle = torso.at_level(z)
     cavity = rounded_distance(x, y - (front - back) / 2, half_width, (front + back) / 2)
     # Behind the cavity lie the muscles of the back, so the trunk reaches farther back than forward.
     behind, before = back + np.float32(36), front + np.float32(8)
-    trunk = rounded_distance(
-        x, y - (before - behind) / 2, half_width + np.float32(torso.muscle_mm), (before + behind) / 2
-    )
+    trunk = rounded_distance(x, y - (before - behind) / 2, half_width + muscle, (before + behind) / 2)
     # Fat is thickest at the flanks and the back.
     fat = np.float32(torso.fat_mm) * (1 + np.float32(0.25) * np.tanh(-y / 60)) + canvas.bumps * 0.8
     everywhere = (slice(None),) * 3
@@ -80,8 +78,9 @@ def paint_wall(canvas: Canvas, torso: Torso) -> np.ndarray:
     canvas.paint(everywhere, (trunk < 0) | (cavity < 5), "muscle")
     # A seam of fat between the layers of the flank muscles, and the linea alba in front.
     seam = (
-        (np.abs(cavity - np.float32(torso.muscle_mm * 0.5)) < 0.9)
+        (np.abs(cavity - muscle * np.float32(0.5)) < 0.9)
         & (np.abs(x) > 60)
+        & (z > -130)
         & (y > -20)
         & (trunk < -2)
     )
@@ -104,19 +103,29 @@ def _paint_ribs(canvas: Canvas, cavity: np.ndarray) -> None:
     canvas.paint(everywhere, cage & (rib < 4) | (cartilage & (rib < 6.5)), "marrow")
 
 
-def paint_lungs(canvas: Canvas, torso: Torso, cavity: np.ndarray) -> np.ndarray:
+def paint_lungs(
+    canvas: Canvas, torso: Torso, cavity: np.ndarray, known_mm: np.ndarray | None = None
+) -> np.ndarray:
     """Paint lungs and heart above the diaphragm.
+
+    Args:
+        canvas: Where to paint.
+        torso: The trunk.
+        cavity: Signed distance to the cavity.
+        known_mm: Level of the diaphragm in each column `(height, width)` where it is known, NaN elsewhere.
 
     Returns:
         Height in mm of the diaphragm above each voxel (negative in the chest), float32, of the grid's shape.
     """
     x, y, z = canvas.points
-    half_width, front, back = torso.at_level(z)
+    half_width, front, back, _ = torso.at_level(z)
     u = y - (front - back) / 2 + 8
     right = _dome(x - half_width * np.float32(0.48), u, half_width, front + back)
     left = _dome(x + half_width * np.float32(0.48), u, half_width, front + back)
     # The left half stands a little lower; in front the diaphragm is fixed higher than behind.
     diaphragm = np.float32(torso.dome_mm) - np.minimum(right, left + 9) + np.float32(0.10) * y
+    if known_mm is not None:
+        diaphragm = np.where(np.isnan(known_mm), diaphragm, known_mm.astype(np.float32))
     above = diaphragm - z
     everywhere = (slice(None),) * 3
     chest = (above < 0) & (cavity < 3)
@@ -140,14 +149,15 @@ def _dome(x: np.ndarray, y: np.ndarray, half_width: np.ndarray, depth: np.ndarra
 def paint_spine(canvas: Canvas, cavity: np.ndarray) -> None:
     """Paint vertebrae, discs, canal, muscles of the back, psoas, crura and iliac wings."""
     _paint_muscles(canvas)
-    box = canvas.box((-48, -72, -400), (48, 32, 400))
+    box = canvas.box((-48, -72, -240), (48, 32, 400))
     if box is not None:
         _paint_vertebrae(canvas, box)
-    x, y, z = canvas.points
-    low = canvas.box((-200, -60, -400), (200, 60, -88))
+    low = canvas.box((-200, -60, -250), (200, 60, -88))
     if low is not None:
         x, y, z = canvas.at(low)
-        wing = (z < -92 - 0.25 * np.abs(y - 5)) & (y < 52) & (np.abs(x) > 48) & (cavity[low] > -16)
+        wing = (
+            (z < -92 - 0.25 * np.abs(y - 5)) & (z > -250) & (y < 52) & (np.abs(x) > 48) & (cavity[low] > -16)
+        )
         canvas.paint(low, wing & (cavity[low] < 0), "muscle")
         canvas.paint(low, wing & (np.abs(cavity[low] + 5) < 5), "cortical_bone")
         canvas.paint(low, wing & (np.abs(cavity[low] + 5) < 2.5), "marrow")
