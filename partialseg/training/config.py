@@ -125,19 +125,21 @@ class TrainingConfig(_Section):
 
 
 def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:
-    """Names of the datasets that a stage draws from.
+    """Names of the datasets that a stage draws from: under "full" and "all" those that have training cases.
 
     Raises:
         DataError: If the prepared folder lacks one, or has no fully annotated one where that is asked for.
     """
+    to_train_on = {case.dataset for case in prepared.select(split="train")}
     if stage.datasets == "all":
-        return list(prepared.datasets)
+        return [name for name in prepared.datasets if name in to_train_on]
     if stage.datasets == "full":
-        names = [name for name, dataset in prepared.datasets.items() if dataset.fully_annotated]
+        names = [n for n, d in prepared.datasets.items() if d.fully_annotated and n in to_train_on]
         if not names:
             raise DataError(
                 prepared.folder,
-                f"no dataset annotates all of {', '.join(prepared.organs)}, and stage {stage.name!r} needs one",
+                f"no dataset with training cases annotates all of {', '.join(prepared.organs)}, and stage "
+                f"{stage.name!r} needs one",
                 "prepare a fully annotated dataset too, or set the stage's `datasets` to all",
             )
         return names

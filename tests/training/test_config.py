@@ -1,7 +1,7 @@
 import pytest
 
 from partialseg.data.labels import candidate_table
-from partialseg.data.prepared import Dataset, Prepared
+from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.errors import DataError
 from partialseg.training.config import (
     StageConfig,
@@ -21,7 +21,13 @@ def prepared(tmp_path):
         name: Dataset(name, annotated, candidate_table(CLASSES, annotated))
         for name, annotated in {"full": ("liver", "spleen"), "partial": ("liver",)}.items()
     }
-    return Prepared(tmp_path, CLASSES, (3.0, 1.5, 1.5), datasets, ())
+    datasets["test_only"] = Dataset("test_only", ("spleen",), candidate_table(CLASSES, ("spleen",)))
+    splits = {"full": "train", "partial": "train", "test_only": "test"}
+    cases = tuple(
+        Case(name, "case", split, (1, 1, 1), ((1.0,),), (), (), "image", "label", "")
+        for name, split in splits.items()
+    )
+    return Prepared(tmp_path, CLASSES, (3.0, 1.5, 1.5), datasets, cases)
 
 
 @pytest.mark.parametrize("path", sorted(configs_folder().glob("*.yaml")), ids=lambda path: path.stem)
