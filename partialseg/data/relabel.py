@@ -76,9 +76,11 @@ def _meaning(names: Sequence[str], classes: Sequence[str]) -> frozenset[str]:
 def _further_sets(card: Card, classes: Sequence[str]) -> list[frozenset[str]]:
     """Sets that the card's labels mean and that are neither one organ, nor the dataset's own background."""
     partial = not set(classes[1:]) <= set(card.annotated)
+    meanings = [card.labels[value] for value in sorted(card.labels)]
+    if card.split_sides:  # a side that is no class here is background
+        meanings += [[name] for names in meanings for name in left_right_pair(names) or ()]
     sets: list[frozenset[str]] = []
-    for value in sorted(card.labels):
-        names = card.labels[value]
+    for names in meanings:
         meaning = _meaning(names, classes)
         is_row = len(meaning) == 1 and not (partial and meaning == {BACKGROUND})
         if names != [IGNORE] and not is_row and meaning not in sets:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import logging
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,8 +168,7 @@ def _load(path: Path, dtype: type[np.floating] | None) -> tuple[nib.Nifti1Image,
             path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
         )
     try:
-        # nibabel would print what it thinks of a strange header; the error below says it.
-        with nib.imageglobals.LoggingOutputSuppressor():
+        with _quiet_nibabel():
             image, array = _read(path, dtype)
     except DataError:
         raise
@@ -175,6 +177,18 @@ def _load(path: Path, dtype: type[np.floating] | None) -> tuple[nib.Nifti1Image,
             path, f"cannot be read as NIfTI, or is cut short ({error})", "download or convert it again"
         ) from error
     return image, array.reshape(array.shape[:3])
+
+
+@contextlib.contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel from printing what it thinks of a strange header: one line for each problem is enough."""
+    logger = nib.imageglobals.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read(path: Path, dtype: type[np.floating] | None) -> tuple[nib.Nifti1Image, np.ndarray]:
@@ -234,7 +248,8 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
 def _whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
     """The label values as uint8 or int16."""
     if array.dtype.kind == "f":
-        wrong = ~(np.abs(array - np.round(array)) <= WHOLE_TOLERANCE)  # so that NaN counts as wrong
+        with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN, and NaN is wrong too
+            wrong = ~(np.abs(array - np.round(array)) <= WHOLE_TOLERANCE)
         if wrong.any():
             raise DataError(
                 path,

@@ -1,0 +1,229 @@
+"""Cards: what is accepted, what an error names, which files are cases, how cases are split."""
+
+import pickle
+
+import pytest
+
+from partialseg.data.cards import assign_splits, find_cases, left_right_pair, read_card, shipped_cards
+from partialseg.errors import DataError
+
+CARD = """---
+name: toy
+title: Toy
+source: https://example.org/toy
+licence: CC0-1.0
+citation: Nobody, 2020.
+folders: [toy_data]
+files: {image: "img/img*.nii.gz", label: "label/label*.nii.gz"}
+labels:
+  1: liver
+  2: [left_kidney, right_kidney]
+  3: background
+  9: ignore
+annotated: [liver, left_kidney, right_kidney]
+split_sides: true
+exclude: {img07: "moved"}
+splits: {seed: 0, test: 0.25}
+---
+
+# Toy
+"""
+
+
+@pytest.fixture
+def write_card(tmp_path):
+    def write(*replacements):
+        text = CARD
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "toy.md"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def _touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "labelled", "organs"),
+    [
+        ("btcv", 30, {"liver", "spleen", "pancreas", "left_kidney", "right_kidney"}),
+        ("msd_liver", 131, {"liver"}),
+        ("msd_spleen", 41, {"spleen"}),
+        ("msd_pancreas", 281, {"pancreas"}),
+        ("kits19", 210, {"left_kidney", "right_kidney"}),
+    ],
+)
+def test_shipped_card_says_what_is_annotated_and_is_prose_for_people(name, labelled, organs):
+    card = read_card(name)
+    assert (card.name, card.counts["labelled"], set(card.organs)) == (name, labelled, organs)
+    prose = card.path.read_text(encoding="utf-8").split("\n---\n")[1]
+    for heading in (
+        "What it is",
+        "Who made it",
+        "Licence",
+        "How to get it",
+        "Layout",
+        "Quirks",
+        "Not suited",
+    ):
+        assert heading in prose
+
+
+def test_btcv_values_are_those_of_the_challenge():
+    labels = read_card("btcv").labels
+    assert [labels[value] for value in (1, 2, 3, 6, 11)] == [
+        ["spleen"],
+        ["right_kidney"],
+        ["left_kidney"],
+        ["liver"],
+        ["pancreas"],
+    ]
+    assert [value for value in range(1, 14) if labels[value] == ["background"]] == [4, 5, 7, 8, 9, 10, 12, 13]
+
+
+def test_a_card_is_read_by_path_and_crosses_to_other_processes(write_card):
+    card = read_card(write_card())
+    assert card.labels[2] == ["left_kidney", "right_kidney"]
+    assert card.labels[1] == ["liver"]
+    assert pickle.loads(pickle.dumps(card)) == card
+
+
+def test_an_unknown_card_names_those_that_are_there():
+    with pytest.raises(DataError, match=r"no such data card.*btcv.*kits19"):
+        read_card("nowhere")
+    assert len(shipped_cards()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("replacements", "line", "field", "words"),
+    [
+        ([("licence: CC0-1.0\n", "")], 2, "licence", "missing"),
+        ([("licence: CC0", "license: CC0")], 2, "licence", "missing"),
+        ([("split_sides: true", "split_side: true")], 15, "split_side", "no such field"),
+        ([("split_sides: true", "split_sides: 'yes'")], 15, "split_sides", "boolean"),
+        ([("  1: liver", "  one: liver")], 10, "labels.one", "integer"),
+        ([("  1: liver", "  0: liver")], 10, "labels.0", "greater than or equal to 1"),
+        ([("  1: liver", "  1: lever")], 10, "labels.1", "lever, which is not listed under `annotated`"),
+        ([("  1: liver", "  1: [liver, background]")], 10, "labels.1", "stand alone"),
+        ([("  1: liver\n", "")], 13, "annotated", "liver is annotated, but no label value"),
+        ([("[liver, left", "[liver, liver, left")], 14, "annotated", "different organs"),
+        (
+            [("[left_kidney, right_kidney]\n  3", "left_kidney\n  4: right_kidney\n  3")],
+            16,
+            "split_sides",
+            "left_x",
+        ),
+        ([("img/img*.nii", "img/img.nii")], 8, "files.image", "exactly one"),
+        ([("label/label*.nii", "*/label*.nii")], 8, "files.label", "exactly one"),
+        ([("img/img*.nii", "../img*.nii")], 8, "files.image", "leaves"),
+        ([("test: 0.25", "test: 1.5")], 17, "splits.test", "less than 1"),
+        ([("test: 0.25", "test: [img07]")], 17, "splits.test", "excluded as well"),
+        ([("CC0-1.0", "CC0-1.0\nmodality: MR")], 6, "modality", "'CT'"),
+        ([("CC0-1.0", "CC0-1.0\npath: x")], 6, "path", "no such field"),
+    ],
+)
+def test_an_error_names_file_line_and_field(write_card, replacements, line, field, words):
+    path = write_card(*replacements)
+    with pytest.raises(DataError) as error:
+        read_card(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: line {line}, `{field}`: ")
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("replacements", "words"),
+    [
+        ([("---\nname", "name")], "has no front matter"),
+        ([("title: Toy", "title: [Toy")], "line 4: is not YAML"),
+        ([("  3: background", "  1: background")], "line 12: `1` is there twice"),
+        ([(CARD.split("---\n")[1], "- a list\n")], "line 2: expected `field: value`"),
+    ],
+)
+def test_what_is_not_yaml_fields_is_told_by_line(write_card, replacements, words):
+    with pytest.raises(DataError, match=words):
+        read_card(write_card(*replacements))
+
+
+def test_cases_are_found_in_the_first_folder_that_holds_any(write_card, tmp_path):
+    card = read_card(write_card())
+    raw = tmp_path / "raw"
+    _touch(
+        raw / "toy_data", "img/img02.nii.gz", "label/label02.nii.gz", "img/img01.nii.gz", "img/._img01.nii.gz"
+    )
+    _touch(raw / "toy_data", "img/img07.nii.gz", "img/.img03.nii.gz", "img/readme.txt")
+    _touch(raw / "toy", "img/img99.nii.gz")
+    cases = find_cases(card, raw)
+    assert [case.name for case in cases] == ["img01", "img02"]  # 07 is excluded, hidden files are no cases
+    assert cases[1].image == raw / "toy_data/img/img02.nii.gz"
+    assert (
+        cases[0].label == raw / "toy_data/label/label01.nii.gz"
+    )  # listed though missing: reading it says so
+    assert [case.name for case in find_cases(card, raw / "toy")] == ["img99"]
+    assert find_cases(card, tmp_path / "nothing") == []
+
+
+def test_uncompressed_files_will_do(write_card, tmp_path):
+    _touch(
+        tmp_path, "img/img1.nii", "img/img2.nii", "img/img2.nii.gz", "label/label1.nii", "label/label2.nii.gz"
+    )
+    cases = find_cases(read_card(write_card()), tmp_path)
+    assert [(case.name, case.image.name, case.label.name) for case in cases] == [
+        ("img1", "img1.nii", "label1.nii"),
+        ("img2", "img2.nii.gz", "label2.nii.gz"),
+    ]
+
+
+def test_case_names_and_unlabelled_cases_of_kits19(tmp_path):
+    _touch(tmp_path, *(f"kits19/data/case_{i:05d}/imaging.nii.gz" for i in (0, 15, 209, 210, 299)))
+    cases = find_cases(read_card("kits19"), tmp_path)
+    assert [case.name for case in cases] == ["case_00000", "case_00209"]
+    assert cases[0].label == tmp_path / "kits19/data/case_00000/segmentation.nii.gz"
+
+
+def test_a_fifth_of_each_paper_dataset_is_for_testing():
+    for name, total, tests in (("btcv", 30, 6), ("msd_spleen", 41, 8), ("msd_pancreas", 280, 56)):
+        splits = assign_splits(read_card(name), [f"case{i}" for i in range(total)])
+        assert list(splits.values()).count("test") == tests
+
+
+def test_splits_depend_on_the_names_alone_and_one_more_case_moves_at_most_one_other(write_card):
+    card = read_card(write_card())
+    names = [f"img{i:02d}" for i in range(40)]
+    splits = assign_splits(card, names)
+    assert assign_splits(card, reversed(names)) == splits
+    more = assign_splits(card, [*names, "img99"])
+    assert sum(more[name] != splits[name] for name in names) <= 1
+    other = read_card(write_card(("seed: 0", "seed: 1")))
+    assert assign_splits(other, names) != splits
+
+
+def test_few_cases_still_give_one_for_testing_and_one_for_training(write_card):
+    card = read_card(write_card(("test: 0.25", "test: 0.1")))
+    assert sorted(assign_splits(card, ["a", "b"]).values()) == ["test", "train"]
+    assert assign_splits(card, ["a"]) == {"a": "train"}
+
+
+def test_test_cases_may_be_listed(write_card):
+    card = read_card(write_card(("test: 0.25", "test: [img02]")))
+    assert assign_splits(card, ["img01", "img02", "img03"]) == {
+        "img01": "train",
+        "img02": "test",
+        "img03": "train",
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["left_kidney"], ["left_kidney", "liver"], ["left_a", "right_a", "spleen"]]
+)
+def test_only_a_left_and_a_right_of_the_same_make_a_pair(names):
+    assert left_right_pair(names) is None
