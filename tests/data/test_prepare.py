@@ -1,0 +1,398 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from partialseg.data import prepare as prepare_module
+from partialseg.data.cards import read_card
+from partialseg.data.prepare import choose_foreground, choose_organs, prepare
+from partialseg.data.prepared import read_prepared
+from partialseg.errors import DataError
+
+FIVE = {1: "liver", 2: "spleen", 3: "pancreas", 4: "left_kidney", 5: "right_kidney"}
+FILES = {"image.npy", "label.npy", "foreground.npy", "case.json"}
+
+
+def write_card(folder, name="small", labels=None, annotated=("spleen",), image="*_ct.nii.gz", **fields):
+    labels = {1: "spleen"} if labels is None else labels
+    content = {
+        "name": name,
+        "title": name,
+        "source": "made by hand",
+        "licence": "none",
+        "citation": "none",
+        "files": {"image": image, "label": "*_label.nii.gz"},
+        "labels": labels,
+        "annotated": list(annotated),
+        "splits": {"seed": 0, "test": 0.0},
+        **fields,
+    }
+    lines = [f"{key}: {yaml_flow(value)}" for key, value in content.items()]
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(["---", *lines, "---", "Prose."]))
+    return read_card(path)
+
+
+def yaml_flow(value):
+    """JSON is YAML, but for keys that are numbers."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {yaml_flow(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+def write_case(folder, name, size=(24, 20, 12), spacing=(1.0, 1.0, 2.0), value=1, seed=0, order="RAS"):
+    """An image of noise and a label map with one block, in (x, y, z)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).normal(50, 20, size).astype(np.float32)
+    label = np.zeros(size, dtype=np.uint8)
+    label[tuple(slice(n // 4, n // 2) for n in size)] = value
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(order)
+    )
+    for array, kind in ((image, "ct"), (label, "label")):
+        file = nib.Nifti1Image(array, np.diag([*spacing, 1.0])).as_reoriented(turn)
+        nib.save(file, folder / f"{name}_{kind}.nii.gz")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    for seed, name in enumerate(("anna", "bert", "carl")):
+        write_case(tmp_path / "raw", name, seed=seed)
+    return tmp_path / "raw"
+
+
+def run(card, raw, out, spacing_mm=(2.0, 2.0, 2.0), workers=1, **settings):
+    return prepare([card], raw, out, spacing_mm=spacing_mm, workers=workers, **settings)
+
+
+def test_prepared_case_is_what_its_format_says(tmp_path, raw):
+    result = run(write_card(tmp_path), raw, tmp_path / "out")
+    assert (result.done, result.skipped, result.problems) == (3, 0, [])
+    prepared = read_prepared(tmp_path / "out")
+    assert prepared.classes == ("background", "liver", "spleen", "pancreas", "left_kidney", "right_kidney")
+    assert prepared.spacing_mm == (2.0, 2.0, 2.0)
+    assert prepared.datasets["small"].annotated == ("spleen",)
+    assert prepared.datasets["small"].table[0].tolist() == [1, 1, 0, 1, 1, 1]
+    assert [case.name for case in prepared.cases] == ["anna_ct", "bert_ct", "carl_ct"]
+    assert {path.name for path in (tmp_path / "out" / "small" / "anna_ct").iterdir()} == FILES
+    case = prepared.cases[0]
+    image, label, foreground = prepared.image(case), prepared.label(case), prepared.foreground(case)
+    assert case.shape == image.shape == label.shape == (12, 10, 12)
+    assert (image.dtype, label.dtype, foreground.dtype) == (np.int16, np.uint8, np.int32)
+    assert np.diag(case.affine).tolist() == [2, 2, 2, 1]
+    assert set(np.unique(label)) == {0, 2}
+    assert case.foreground == ((2, 0, len(foreground)),)
+    assert case.voxels == ((label == 2).sum(),)
+    np.testing.assert_array_equal(foreground, np.flatnonzero(label == 2))
+    assert 30 < image.mean() < 70
+
+
+def test_axis_order_of_the_file_makes_no_difference(tmp_path):
+    write_case(tmp_path / "raw", "upright", seed=5)
+    write_case(tmp_path / "raw", "turned", seed=5, order="SPL")
+    prepared = run(write_card(tmp_path), tmp_path / "raw", tmp_path / "out").prepared
+    turned, upright = prepared.cases
+    np.testing.assert_array_equal(prepared.image(turned), prepared.image(upright))
+    np.testing.assert_array_equal(prepared.label(turned), prepared.label(upright))
+    np.testing.assert_allclose(turned.affine, upright.affine, atol=1e-9)
+
+
+def test_two_workers_prepare_the_same_as_one(tmp_path, raw):
+    card = write_card(tmp_path)
+    one = run(card, raw, tmp_path / "one", workers=1).prepared
+    two = run(card, raw, tmp_path / "two", workers=2).prepared
+    assert one.cases == two.cases
+    for case in one.cases:
+        np.testing.assert_array_equal(one.image(case), two.image(case))
+        np.testing.assert_array_equal(one.foreground(case), two.foreground(case))
+
+
+def test_values_beyond_int16_are_clipped(tmp_path):
+    write_case(tmp_path / "raw", "metal")
+    path = tmp_path / "raw" / "metal_ct.nii.gz"
+    image = np.full((24, 20, 12), 50_000, dtype=np.float32)
+    image[:12] = -50_000
+    nib.save(nib.Nifti1Image(image, np.diag([1.0, 1, 2, 1])), path)
+    prepared = run(write_card(tmp_path), tmp_path / "raw", tmp_path / "out", (2.0, 1.0, 1.0)).prepared
+    assert np.unique(prepared.image(prepared.cases[0])).tolist() == [-32768, 32767]
+
+
+def test_second_run_skips_everything(tmp_path, raw):
+    card = write_card(tmp_path)
+    first = run(card, raw, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "small").rglob("*")}
+    second = run(card, raw, tmp_path / "out")
+    assert (second.done, second.skipped) == (0, 3)
+    assert second.prepared.cases == first.prepared.cases
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "small").rglob("*")} == times
+
+
+def test_changed_label_file_is_prepared_again(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    write_case(raw, "bert", seed=1, value=0)
+    result = run(card, raw, tmp_path / "out")
+    assert (result.done, result.skipped) == (1, 2)
+    bert = result.prepared.cases[1]
+    assert bert.foreground == ()
+    assert bert.notes == ("no spleen",)
+    assert not result.prepared.label(bert).any()
+
+
+@pytest.mark.parametrize("changed", ["spacing", "organs", "labels"])
+def test_other_settings_prepare_everything_again(tmp_path, raw, changed):
+    run(write_card(tmp_path), raw, tmp_path / "out")
+    labels = {1: "background", 2: "spleen"} if changed == "labels" else None
+    result = run(
+        write_card(tmp_path, labels=labels),
+        raw,
+        tmp_path / "out",
+        spacing_mm=(3.0, 2.0, 2.0) if changed == "spacing" else (2.0, 2.0, 2.0),
+        organs=["spleen"] if changed == "organs" else None,
+    )
+    assert (result.done, result.skipped) == (3, 0)
+
+
+def test_other_splits_and_prose_prepare_nothing_again(tmp_path, raw):
+    run(write_card(tmp_path), raw, tmp_path / "out")
+    result = run(write_card(tmp_path, splits={"seed": 0, "test": ["bert_ct"]}), raw, tmp_path / "out")
+    assert (result.done, result.skipped) == (0, 3)
+    splits = {case.name: case.split for case in read_prepared(tmp_path / "out").cases}
+    assert splits == {"anna_ct": "train", "bert_ct": "test", "carl_ct": "train"}
+
+
+def test_case_that_is_gone_leaves_the_manifest(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    (raw / "carl_ct.nii.gz").unlink()
+    run(card, raw, tmp_path / "out")
+    assert [case.name for case in read_prepared(tmp_path / "out").cases] == ["anna_ct", "bert_ct"]
+
+
+@pytest.mark.parametrize("lost", sorted(FILES))
+def test_case_that_is_not_whole_is_prepared_again(tmp_path, raw, lost):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    (tmp_path / "out" / "small" / "anna_ct" / lost).unlink()
+    result = run(card, raw, tmp_path / "out")
+    assert (result.done, result.skipped) == (1, 2)
+    assert {path.name for path in (tmp_path / "out" / "small" / "anna_ct").iterdir()} == FILES
+
+
+def test_left_overs_of_a_killed_run_are_removed(tmp_path, raw):
+    left_over = tmp_path / "out" / "small" / ".partial-0123abcd-anna_ct"
+    left_over.mkdir(parents=True)
+    (left_over / "image.npy").touch()
+    (tmp_path / "out" / ".partial-0123abcd-manifest.json").touch()
+    run(write_card(tmp_path), raw, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob(".partial-*"))
+
+
+def test_manifest_does_not_outlive_cases_that_change(tmp_path, raw, monkeypatch):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+
+    def full_disk(task):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(prepare_module, "prepare_case", full_disk)
+    with pytest.raises(RuntimeError, match=r"small, anna_ct.*no space left"):
+        run(card, raw, tmp_path / "out", spacing_mm=(4.0, 4.0, 4.0))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_killed_run_leaves_whole_cases_and_is_taken_up_again(tmp_path):
+    for index in range(6):
+        write_case(tmp_path / "raw", f"case{index}", size=(96, 96, 48), seed=index)
+    card = write_card(tmp_path)
+    code = (
+        "import sys; from partialseg.data.cards import read_card; from partialseg.data.prepare import prepare\n"
+        "if __name__ == '__main__':\n"
+        "    prepare([read_card(sys.argv[1])], sys.argv[2], sys.argv[3], (2.0, 2.0, 2.0), workers=2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, script, card.path, tmp_path / "raw", out])
+    end = time.monotonic() + 60
+    while not list(out.glob("small/*_ct")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    visible = sorted(out.glob("small/*_ct"))
+    assert visible
+    for folder in visible:
+        assert {path.name for path in folder.iterdir()} == FILES
+    result = run(card, tmp_path / "raw", out)
+    assert result.done + result.skipped == 6
+    assert result.skipped >= len(visible)
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_card_without_cases_is_a_problem_and_the_others_go_on(tmp_path, raw):
+    absent = write_card(tmp_path, name="absent", image="scan_*.nii.gz")
+    result = prepare([absent, write_card(tmp_path)], raw, tmp_path / "out", (2.0, 2.0, 2.0), workers=1)
+    assert result.done == 3
+    assert [problem.path for problem in result.problems] == [str(absent.path)]
+    assert "absent: no file in" in str(result.problems[0])
+
+
+def test_nothing_prepared_is_said(tmp_path):
+    result = run(write_card(tmp_path), tmp_path / "raw", tmp_path / "out")
+    assert result.prepared.cases == ()
+    assert [problem.problem.split(" in ")[0] for problem in result.problems] == [
+        "small: no file",
+        "no case could be prepared",
+    ]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_card_with_none_of_the_organs_is_a_problem(tmp_path, raw):
+    result = run(write_card(tmp_path), raw, tmp_path / "out", organs=["liver"])
+    assert "small annotates spleen, none of liver" in str(result.problems[0])
+
+
+def test_two_cards_of_one_name_are_refused(tmp_path, raw):
+    card = write_card(tmp_path)
+    with pytest.raises(DataError, match="another card called small"):
+        prepare([card, card], raw, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"spacing_mm": (0.0, 1.0, 1.0)}, {"organs": ["spleen", "spleen"]}, {"organs": ["background"]}],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, raw, settings):
+    with pytest.raises(ValueError, match="received"):
+        run(write_card(tmp_path), raw, tmp_path / "out", **settings)
+
+
+def test_organs_beyond_the_papers_are_taken_from_the_cards_in_order(tmp_path):
+    cards = [
+        write_card(tmp_path, "one", {1: "stomach", 2: "liver"}, ("stomach", "liver")),
+        write_card(tmp_path, "two", {1: "spleen", 2: "liver"}, ("spleen", "liver")),
+    ]
+    assert choose_organs(cards) == ("stomach", "liver", "spleen")
+
+
+def test_foreground_is_a_seeded_choice_of_each_value():
+    table = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]])
+    values = np.zeros((30, 40, 50), dtype=np.uint8)
+    values[:20], values[20], values[21], values[22, 0, 0] = 1, 3, 4, 2
+    indices, parts, voxels = choose_foreground(values, table, "dataset/case")
+    assert voxels == (40_000, 1, 2000)
+    assert parts == ((1, 0, 10_000), (2, 10_000, 10_001), (4, 10_001, 12_001))
+    for value, start, stop in parts:
+        assert set(values.ravel()[indices[start:stop]]) == {value}
+        assert len(set(indices[start:stop])) == stop - start
+    again, _, _ = choose_foreground(values, table, "dataset/case")
+    np.testing.assert_array_equal(again, indices)
+    assert (choose_foreground(values, table, "dataset/other")[0] != indices).any()
+
+
+def test_phantom_is_prepared_without_a_problem(tiny_prepared):
+    prepared = read_prepared(tiny_prepared)
+    assert set(prepared.datasets) == {"btcv", "msd_liver", "msd_spleen", "msd_pancreas", "kits19"}
+    assert prepared.datasets["btcv"].fully_annotated
+    assert not prepared.datasets["kits19"].fully_annotated
+    for name in prepared.datasets:
+        assert {case.split for case in prepared.select(name)} == {"train", "test"}
+    assert all(case.foreground for case in prepared.cases)
+
+
+def raw_volumes_ml(path, meaning):
+    image = nib.load(path)
+    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    array = np.asarray(image.dataobj)
+    return {organ: float((array == value).sum() * voxel_ml) for value, organ in meaning.items()}
+
+
+def prepared_volumes_ml(prepared, case):
+    return {
+        prepared.classes[value]: voxels * np.prod(prepared.spacing_mm) / 1000
+        for (value, _, _), voxels in zip(case.foreground, case.voxels, strict=True)
+        if value < len(prepared.classes)
+    }
+
+
+def mean_x(prepared, case, organ):
+    return np.nonzero(prepared.label(case) == prepared.classes.index(organ))[2].mean()
+
+
+@pytest.fixture(scope="module")
+def two_cts(real_data, tmp_path_factory):
+    """The two labelled CTs, prepared as the paper has it."""
+    folder = tmp_path_factory.mktemp("two_cts")
+    (folder / "raw").mkdir()
+    for path in real_data.glob("*.nii.gz"):
+        if path.name.endswith(("_ct.nii.gz", "_label.nii.gz")) and "no_target_organ" not in path.name:
+            (folder / "raw" / path.name).symlink_to(path.resolve())
+    card = write_card(folder, "two_cts", FIVE, FIVE.values())
+    result = prepare([card], folder / "raw", folder / "out", workers=1)
+    assert (result.done, result.problems) == (2, [])
+    return result.prepared
+
+
+def test_real_organs_keep_their_volume(two_cts):
+    for case in two_cts.cases:
+        before = raw_volumes_ml(case.label_source, FIVE)
+        after = prepared_volumes_ml(two_cts, case)
+        assert set(after) == set(FIVE.values())
+        for organ, volume in before.items():
+            assert after[organ] == pytest.approx(volume, rel=0.03), (case.name, organ)
+
+
+def test_real_organs_lie_on_their_side(two_cts):
+    for case in two_cts.cases:
+        assert mean_x(two_cts, case, "liver") > mean_x(two_cts, case, "spleen")
+        assert mean_x(two_cts, case, "right_kidney") > mean_x(two_cts, case, "left_kidney")
+
+
+def test_real_organs_keep_their_hu(two_cts):
+    for case in two_cts.cases:
+        image = np.asarray(nib.load(case.image_source).dataobj, dtype=np.float32)
+        label = np.asarray(nib.load(case.label_source).dataobj)
+        for value in (1, 2):
+            after = np.median(two_cts.image(case)[two_cts.label(case) == value])
+            assert after == pytest.approx(np.median(image[label == value]), abs=2)
+
+
+def test_real_dicom_series_is_prepared(real_data, tmp_path):
+    case = tmp_path / "raw" / "patient_20"
+    case.mkdir(parents=True)
+    (case / "slices").symlink_to((real_data / "ts_dicom20").resolve())
+    (case / "seg.nii.gz").symlink_to((real_data / "ts_dicom20_seg_v2ids.nii.gz").resolve())
+    meaning = {1: "spleen", 5: "liver", 7: "pancreas"}
+    others = range(1, 118)
+    card = write_card(
+        tmp_path,
+        "series",
+        {value: meaning.get(value, "background") for value in others},
+        meaning.values(),
+        files={"image": "*/slices", "label": "*/seg.nii.gz"},
+    )
+    result = prepare([card], tmp_path / "raw", tmp_path / "out", workers=1)
+    assert (result.done, result.problems) == (1, [])
+    prepared, case = result.prepared, result.prepared.cases[0]
+    assert case.name == "patient_20"
+    assert case.shape[0] == round(20 * 2 / 3)
+    before, after = raw_volumes_ml(case.label_source, meaning), prepared_volumes_ml(prepared, case)
+    for organ in ("spleen", "liver"):
+        assert after[organ] == pytest.approx(before[organ], rel=0.03)
+    # 2.5 mL in the last slices alone, which at 3 mm end half a slice earlier or later.
+    assert after["pancreas"] == pytest.approx(before["pancreas"], abs=0.5)
+    assert mean_x(prepared, case, "liver") > mean_x(prepared, case, "spleen")
+    liver = prepared.image(case)[prepared.label(case) == prepared.classes.index("liver")]
+    assert 40 < np.median(liver) < 160
+
+
+def test_scan_is_listed_where_it_was_read(tmp_path, raw):
+    case = run(write_card(tmp_path), raw, tmp_path / "out").prepared.cases[0]
+    assert Path(case.image_source) == raw / "anna_ct.nii.gz"
+    assert os.path.samefile(case.label_source, raw / "anna_label.nii.gz")
