@@ -149,7 +149,7 @@ def test_kits19_kidneys(real_data, case):
 
 def _drawn_sides(real_data):
     """Label maps in which people or programs told the sides: file, value on the left, value on the right."""
-    yield from ((path, 3, 4) for path in sorted((real_data / "word_labels").glob("*.nii.gz")))
+    yield from ((path, 3, 4) for path in sorted((real_data / "word_labels").glob("*.nii.gz"))[::2])
     yield from ((path, 4, 5) for path in sorted(real_data.glob("*_label.nii.gz")))
 
 
