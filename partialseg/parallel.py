@@ -94,11 +94,13 @@ def _run_until_a_worker_dies(
 
 
 def _start_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool whose first worker is seen to work."""
+    """A pool whose workers are seen to work."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         with _one_thread_each():
-            pool.submit(os.getpid).result()
+            started = [pool.submit(os.getpid) for _ in range(workers)]
+        for future in started:
+            future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes cannot be started: a script calls this under `if __name__ == '__main__':`, "
