@@ -14,7 +14,7 @@ _WHERE = {
     "read_scores": "partialseg.evaluation.tables",
     "organ_table": "partialseg.evaluation.summary",
     "compare": "partialseg.evaluation.summary",
-    "render_table": "partialseg.evaluation.summary",
+    "render_table": "partialseg.evaluation.rendering",
 }
 
 __all__ = list(_WHERE)

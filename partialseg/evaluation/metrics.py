@@ -213,10 +213,8 @@ def _score_masks(
         true = known_true | (predicted & unknown)
     there, back = surface_distances(predicted, true, spacing)
     both = np.concatenate([there, back])
-    if hd95 == "pooled":
-        percentile = np.percentile(both, 95)
-    else:
-        percentile = max(np.percentile(there, 95), np.percentile(back, 95))
+    groups = (both,) if hd95 == "pooled" else (there, back)
+    percentile = max(np.percentile(group, 95) for group in groups)
     return _entry(dice, both.max(), percentile, both.mean(), np.mean(both <= tolerance_mm), SCORED)
 
 

@@ -21,7 +21,8 @@ from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
-from partialseg.evaluation.summary import compare, layout, markdown, organ_table, render_table
+from partialseg.evaluation.rendering import layout, markdown, render_table
+from partialseg.evaluation.summary import compare, organ_table
 from partialseg.files import write_json, write_text
 from partialseg.progress import track
 

@@ -1,0 +1,185 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from partialseg.data.cards import read_card
+from partialseg.evaluation import evaluate, read_scores
+from partialseg.report import NetworkResult, report_run, write_report
+from partialseg.report import html as report_html
+from partialseg.report.cases import choose_cases, worst_scores
+
+
+class Elements(HTMLParser):
+    """Collects what a page refers to, and checks that its elements are closed."""
+
+    VOID = ("meta", "img", "link", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.open, self.tables = [], [], [], 0
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.tables += tag == "table"
+        self.images += [attributes["src"]] if tag == "img" else []
+        self.links += [attributes[name] for name in ("href", "src", "srcset") if name in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def save(path, array_zyx):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array_zyx.T, np.diag([2.0, 2.0, 5.0, 1.0])), path)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two networks scored on three cases of MSD liver; "F alone" misses the last liver. Runs with logs."""
+    folder = tmp_path_factory.mktemp("study")
+    for case in range(3):
+        truth = np.zeros((10, 16, 18), np.uint8)
+        truth[3:8, 4:12, 9:16] = 1
+        save(folder / f"raw/msd_liver/labelsTr/liver_{case}.nii.gz", truth)
+        save(folder / f"raw/msd_liver/imagesTr/liver_{case}.nii.gz", (100 * truth).astype(np.int16))
+        save(folder / f"f_alone/predictions/liver_{case}.nii.gz", np.roll(truth, case, 2) * (case < 2))
+        save(folder / f"f_and_p/predictions/liver_{case}.nii.gz", truth)
+    for name in ("f_alone", "f_and_p"):
+        run = folder / name
+        evaluate(run / "predictions", folder / "raw", read_card("msd_liver"), run / "scores_msd_liver")
+        facts = {"classes": ["background", "liver"], "versions": {"keras": "3.15.1"}}
+        (run / "run.json").write_text(json.dumps(facts))
+        (run / "config.yaml").write_text("name: <demo> & more\n")
+        (run / "log.csv").write_text(
+            "stage,epoch,learning_rate,loss,seconds\nF,1,0.001,0.9,3\nF,2,0.001,0.7,3\n"
+        )
+        (run / "terms.csv").write_text(
+            "stage,epoch,dataset,term,value\nF,1,msd_liver,mCE,0.9\nF,2,msd_liver,mCE,0.7\n"
+        )
+    networks = {
+        "F alone": {"run": "f_alone", "scores": ["f_alone/scores_msd_liver/scores.csv"]},
+        "F ∪ P": {"run": "f_and_p", "scores": ["f_and_p/scores_msd_liver/scores.csv"]},
+    }
+    (folder / "study.json").write_text(json.dumps({"title": "F against F ∪ P", "networks": networks}))
+    return folder
+
+
+def test_a_study_is_one_self_contained_file_with_tables_and_pictures(study):
+    path = report_run(study)
+    text = path.read_text(encoding="utf-8")
+    page = Elements(text)
+    assert path == study / "report.html"
+    assert len(page.images) == 2 + 2  # two cases of the dataset, and the curves of two runs
+    assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
+    assert page.links == page.images
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+    assert (
+        page.tables == 3 + 2 + 1
+    )  # side by side and each network; one under each picture; the lowest scores
+    assert "liver ∈ msd_liver" in text
+    assert "<strong>1.000 ± 0.000</strong>" in text
+    assert len(text) < 1_000_000
+
+
+def test_a_run_reports_its_own_scores_curves_config_and_versions(study):
+    text = report_run(study / "f_alone").read_text(encoding="utf-8")
+    page = Elements(text)
+    assert len(page.images) == 2 + 1
+    assert "name: &lt;demo&gt; &amp; more" in text
+    assert "keras: 3.15.1" in text
+    assert "<td>missed</td>" in text
+
+
+def test_a_run_without_scores_says_how_to_get_them(study, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    text = report_run(tmp_path).read_text(encoding="utf-8")
+    assert "has not been evaluated yet" in text
+    assert f"partialseg predict {tmp_path}" in text
+    assert Elements(text).images == []
+
+
+def test_a_picture_whose_file_is_gone_is_left_out_and_said(study):
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    scores["prediction"] = scores["prediction"].str.replace("liver_1", "gone")
+    path = write_report(study / "gone.html", "title", {"F alone": NetworkResult(scores)})
+    text = path.read_text(encoding="utf-8")
+    assert len(Elements(text).images) == 1
+    assert re.search(r"Left out: .*gone\.nii\.gz", text)
+
+
+def test_pictures_stop_where_the_file_would_grow_too_large(study, monkeypatch):
+    monkeypatch.setattr(report_html, "MAX_PICTURE_BYTES", 10)
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    text = write_report(study / "small.html", "t", {"F alone": NetworkResult(scores)}).read_text(
+        encoding="utf-8"
+    )
+    assert Elements(text).images == []
+    assert "2 more pictures" in text
+
+
+def test_names_are_escaped(study):
+    text = write_report(
+        study / "escaped.html", "<b>x</b>", {"<i>": NetworkResult()}, notes=["a < b"]
+    ).read_text()
+    assert "<b>x" not in text
+    assert "<i>" not in text
+    assert "a &lt; b" in text
+
+
+def test_shown_are_the_typical_case_and_the_worst_of_the_last_network(study):
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    shown = choose_cases({"F alone": scores})
+    assert [(case.case, case.why) for case in shown] == [
+        ("liver_1", "Typical: the median Dice of F alone"),
+        ("liver_2", "The lowest Dice of F alone"),
+    ]
+    assert [case.why for case in choose_cases({"F alone": scores[scores["case"] == "liver_0"]})] == [
+        "The only case"
+    ]
+
+
+def test_the_lowest_scores_come_first(study):
+    networks = {
+        name: read_scores(study / name / "scores_msd_liver/scores.csv") for name in ("f_alone", "f_and_p")
+    }
+    worst = worst_scores(networks, count=2)
+    assert worst[["network", "case", "outcome"]].values.tolist() == [
+        ["f_alone", "liver_2", "missed"],
+        ["f_alone", "liver_1", "scored"],
+    ]
+
+
+def test_two_evaluations_of_a_case_are_refused(study, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    scores = pd.read_csv(study / "f_alone/scores_msd_liver/scores.csv")
+    for name in ("scores_a", "scores_b"):
+        (tmp_path / name).mkdir()
+        scores.to_csv(tmp_path / name / "scores.csv", index=False)
+    with pytest.raises(ValueError, match="msd_liver, liver_0, liver is scored in another file as well"):
+        report_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "neither run.json nor study.json"),
+        ("{", "is not JSON"),
+        ("{}", "is not a study"),
+        ('{"networks": {"F": {"scores": ["missing.csv"]}}}', "missing.csv: there is no such file of scores"),
+    ],
+)
+def test_what_is_no_run_and_no_study_is_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        report_run(tmp_path)
+    assert "\n" not in str(caught.value)
