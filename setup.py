@@ -17,6 +17,7 @@ setup(
     package_data={
         "partialseg.data_cards": ["*.md"],
         "partialseg.configs": ["*.yaml"],
+        "partialseg.data": ["*.jinja"],
         "partialseg.report": ["*.jinja"],
     },
     python_requires=">=3.10,<3.13",
@@ -28,6 +29,7 @@ setup(
         "scipy>=1.11",
         "nibabel>=5.2",
         "pydicom>=3.0",
+        "Pillow>=10",
         "pydantic>=2.7",
         "PyYAML>=6.0",
         "typer>=0.12",

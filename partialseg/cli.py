@@ -124,7 +124,7 @@ def phantom(
             typer.echo(f"{dataset}: {folder}")
         return
     result = dress_folder(from_labels, out, names, seed)
-    for image in result.images:
+    for image in result.written:
         typer.echo(str(image))
     _finish(result.problems)
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as ProgressBar
 
 from partialseg.files import atomic_path
 from partialseg.losses import PartialSupervision
-from partialseg.training.config import PlateauConfig
+from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
 
 
@@ -22,27 +22,38 @@ class LossIsNotFiniteError(RuntimeError):
     """Training diverged: what was seen and what to change."""
 
 
-def plateau_step(progress: Progress, loss: float, rule: PlateauConfig) -> None:
-    """Apply section 4.3's rule to `progress` in place.
+def schedule_step(
+    progress: Progress, loss: float, schedule: ScheduleConfig, first: float, epochs: int
+) -> None:
+    """Set the learning rate of the next epoch, in `progress`, in place.
 
-    The learning rate is multiplied by `rule.factor` when the loss has not fallen by `rule.min_delta` below
-    the lowest so far in `rule.patience` epochs. The state is part of `progress`, so a resumed run goes on
-    as if it had never stopped.
+    Under "plateau" (section 4.3 of the paper) it is multiplied by `schedule.factor` when the loss has not
+    fallen by `schedule.min_delta` below the lowest so far in `schedule.patience` epochs. The state is part of
+    `progress`, so a resumed run goes on as if it had never stopped.
+
+    Args:
+        progress: After the epoch that just ended.
+        loss: Mean loss of that epoch.
+        schedule: The rule.
+        first: Learning rate with which the stage began.
+        epochs: Of the stage.
 
     Example:
         >>> progress = Progress(learning_rate=0.1)
         >>> for loss in (1.0, 1.0, 1.0):
-        ...     plateau_step(progress, loss, PlateauConfig(patience=2))
+        ...     schedule_step(progress, loss, ScheduleConfig(patience=2), first=0.1, epochs=3)
         >>> round(progress.learning_rate, 3)
         0.08
     """
-    if progress.best is None or loss < progress.best - rule.min_delta:
+    if schedule.kind == "polynomial":
+        progress.learning_rate = first * max(0.0, 1 - progress.epoch / epochs) ** schedule.power
+    elif progress.best is None or loss < progress.best - schedule.min_delta:
         progress.best, progress.wait = loss, 0
-        return
-    progress.wait += 1
-    if progress.wait >= rule.patience:
-        progress.learning_rate *= rule.factor
-        progress.wait = 0
+    else:
+        progress.wait += 1
+        if progress.wait >= schedule.patience:
+            progress.learning_rate *= schedule.factor
+            progress.wait = 0
 
 
 class TermsPerDataset:
@@ -80,8 +91,8 @@ class EpochEnd(keras.callbacks.Callback):
     Args:
         folder: The run folder.
         progress: Where training stands; changed in place.
-        stage_name: For the logs.
-        rule: The plateau rule.
+        config: The experiment, for its schedule.
+        stage: The stage under way.
         terms: Called with the model after each epoch.
         writer: TensorBoard's.
         bar: The progress bar and its task.
@@ -91,15 +102,15 @@ class EpochEnd(keras.callbacks.Callback):
         self,
         folder: Path,
         progress: Progress,
-        stage_name: str,
-        rule: PlateauConfig,
+        config: TrainingConfig,
+        stage: StageConfig,
         terms: TermsPerDataset,
         writer: tf.summary.SummaryWriter,
         bar: tuple[ProgressBar, Any],
     ) -> None:
         super().__init__()
-        self.folder, self.progress, self.stage_name = folder, progress, stage_name
-        self.rule, self.terms, self.writer, self.bar = rule, terms, writer, bar
+        self.folder, self.progress, self.config, self.stage = folder, progress, config, stage
+        self.terms, self.writer, self.bar = terms, writer, bar
         self._started = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -111,11 +122,11 @@ class EpochEnd(keras.callbacks.Callback):
         loss = float((logs or {})["loss"])
         if not math.isfinite(loss):
             raise LossIsNotFiniteError(
-                f"stage {self.stage_name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}. "
+                f"stage {self.stage.name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}. "
                 "Lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder."
             )
         bar, task = self.bar
-        bar.update(task, advance=1, description=f"{self.stage_name}: loss {loss:.3f}")
+        bar.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log, step the learning rate, save."""
@@ -124,13 +135,14 @@ class EpochEnd(keras.callbacks.Callback):
         rows = self.terms(self.model)
         progress.epoch = epoch + 1
         progress.log.append(
-            [self.stage_name, progress.epoch, progress.learning_rate, round(loss, 6), round(seconds, 3)]
+            [self.stage.name, progress.epoch, progress.learning_rate, round(loss, 6), round(seconds, 3)]
         )
         progress.terms += [
-            [self.stage_name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
+            [self.stage.name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
         ]
         self._write_tensorboard(loss, rows)
-        plateau_step(progress, loss, self.rule)
+        first = self.config.optimizer.learning_rate
+        schedule_step(progress, loss, self.config.schedule, first, self.stage.epochs)
         self.model.optimizer.learning_rate = progress.learning_rate
         save_checkpoint(self.model, self.folder, progress)
 

@@ -60,12 +60,21 @@ class OptimizerConfig(_Section):
     clip_norm: PositiveFloat | None = None
 
 
-class PlateauConfig(_Section):
-    """Multiply the learning rate by `factor` when the loss has not fallen by `min_delta` in `patience` epochs."""
+class ScheduleConfig(_Section):
+    """How the learning rate falls within a stage.
 
+    Attributes:
+        kind: "plateau", the paper's: times `factor` when the loss has not fallen by `min_delta` in `patience`
+            epochs. "polynomial", nnU-Net's: times `(1 - epoch / epochs) ** power`.
+        factor, patience, min_delta: Of "plateau".
+        power: Of "polynomial".
+    """
+
+    kind: Literal["plateau", "polynomial"] = "plateau"
     factor: float = Field(0.8, gt=0, lt=1)
     patience: PositiveInt = 10
     min_delta: float = Field(1e-3, ge=0)
+    power: PositiveFloat = 0.9
 
 
 class StageConfig(_Section):
@@ -94,7 +103,7 @@ class TrainingConfig(_Section):
         patch_size: `(depth, height, width)` in voxels.
         batch_size: Patches in a batch, over all devices.
         foreground: Least share of a batch's patches that are centred on annotated foreground.
-        network, losses, optimizer, plateau: See their classes.
+        network, losses, optimizer, schedule: See their classes.
         stages: In order.
         monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
         workers: Patches read in parallel.
@@ -109,7 +118,7 @@ class TrainingConfig(_Section):
     network: NetworkConfig = NetworkConfig()
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    plateau: PlateauConfig = PlateauConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     stages: tuple[StageConfig, ...] = (
         StageConfig(name="fully annotated", datasets="full", epochs=120, patches_per_dataset=500),
         StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),

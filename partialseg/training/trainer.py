@@ -213,9 +213,7 @@ def _train_stage(
             steps_per_epoch=steps,
             verbose=0,
             shuffle=False,
-            callbacks=[
-                EpochEnd(run.folder, progress, stage.name, config.plateau, terms, writer, (bar, task))
-            ],
+            callbacks=[EpochEnd(run.folder, progress, config, stage, terms, writer, (bar, task))],
         )
 
 

@@ -43,7 +43,7 @@ def test_paper_config_has_the_numbers_of_section_4_3():
     assert (config.patch_size, config.batch_size, config.foreground) == ((48, 190, 190), 2, 0.33)
     assert [(s.epochs, s.patches_per_dataset) for s in config.stages] == [(120, 500), (80, 500)]
     assert (config.optimizer.name, config.optimizer.learning_rate) == ("adam", 0.1)
-    assert (config.plateau.factor, config.plateau.patience, config.plateau.min_delta) == (0.8, 10, 1e-3)
+    assert (config.schedule.factor, config.schedule.patience, config.schedule.min_delta) == (0.8, 10, 1e-3)
     assert (config.losses.marginal, config.losses.exclusion) == (1.0, 2.0)
 
 
