@@ -54,6 +54,16 @@ class Split(str, Enum):
     test = "test"
 
 
+class StudyName(str, Enum):
+    """Tables of the paper."""
+
+    table3 = "table3"
+    table4 = "table4"
+    table5 = "table5"
+    table6 = "table6"
+    table7 = "table7"
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"partialseg {__version__}")
@@ -74,7 +84,9 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the demo makes.")] = Path(
         "demo"
     ),
-    preset: Annotated[Preset, typer.Option(help="demo: minutes; tiny: a minute, learns nothing.")] = Preset.demo,
+    preset: Annotated[
+        Preset, typer.Option(help="demo: minutes; tiny: a minute, learns nothing.")
+    ] = Preset.demo,
     seed: Annotated[int, typer.Option(min=0, help="Of the phantom, the weights and the patches.")] = 0,
 ) -> None:
     """Go the whole way on embedded phantom data.
@@ -161,7 +173,9 @@ def prepare(
     ] = (3.0, 1.5, 1.5),
     organ: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="An organ of the class list, in order; repeat it. All organs of the cards by default."),
+        typer.Option(
+            help="An organ of the class list, in order; repeat it. All organs of the cards by default."
+        ),
     ] = None,
     workers: Workers = None,
 ) -> None:
@@ -181,7 +195,9 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of paper, demo, tiny.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of paper, demo, tiny.")
+    ],
     prepared: Annotated[Path, typer.Option(metavar="DIR", help="What `partialseg prepare` wrote.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")],
     start_from: Annotated[
@@ -215,7 +231,9 @@ def predict(
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows.")] = 0.5,
     card: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="CARD", help="The inputs are raw folders of this card: its names for the cases."),
+        typer.Option(
+            metavar="CARD", help="The inputs are raw folders of this card: its names for the cases."
+        ),
     ] = None,
     split: Annotated[Optional[Split], typer.Option(help="With --card, this part alone.")] = None,  # noqa: UP045
 ) -> None:
@@ -287,6 +305,71 @@ def export(
 
 
 @app.command()
+def study(
+    name: Annotated[
+        StudyName, typer.Argument(metavar="NAME", help="table3, table4, table5, table6 or table7.")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Folder for all that the study makes; study/NAME by default."),
+    ] = None,
+    raw: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="DIR", help="Folder with the five datasets as downloaded; phantom data by default."
+        ),
+    ] = None,
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="CONFIG", help="A YAML file or a name; paper with --raw, else demo, by default."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the phantom, the weights and the patches.")] = 0,
+    spacing: Annotated[
+        Optional[tuple[float, float, float]],  # noqa: UP045
+        typer.Option(
+            metavar="Z Y X", help="Voxel size in mm; with --raw the paper's, else 6 3 3, by default."
+        ),
+    ] = None,
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NETWORK", help="Make this network alone (see --list); repeat it."),
+    ] = None,
+    list_networks: Annotated[
+        bool, typer.Option("--list", help="List the networks and their steps, and run nothing.")
+    ] = False,
+) -> None:
+    """Make one table of the paper as an experiment; called again, go on where it stopped.
+
+    In: nothing, or the raw datasets. Out: DIR with networks, predictions and scores, and study.json, table.csv,
+    table.md and report.html. table3: Dice by training data and loss; table4: Hausdorff distances of the same
+    networks; table5: weights of marginal and exclusion loss; table6: fewer annotations. To share the work, give
+    each machine a DIR and some networks, copy their runs, predictions and scores together, and call once more.
+    """
+    from partialseg.study.plan import choose_networks, plan_study
+    from partialseg.training.config import read_config
+
+    if spacing is not None and min(spacing) <= 0:
+        raise typer.BadParameter(f"must be above 0, received {spacing}", param_hint="--spacing")
+    resolved = read_config(config or ("demo" if raw is None else "paper"))
+    try:
+        networks = choose_networks(plan_study(name.value, resolved), only or [])
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise typer.BadParameter(str(error), param_hint="--only") from error
+    if list_networks:
+        for network in networks:
+            start = f" after {network.start_from}" if network.start_from else ""
+            steps = network.steps(resolved.batch_size)
+            typer.echo(f"{network.name}: {steps} steps{start}; {network.row or 'no row of its own'}")
+        typer.echo(f"{sum(network.steps(resolved.batch_size) for network in networks)} steps in all")
+        return
+    _run_study(name.value, out or Path("study") / name.value, raw, resolved, seed, spacing, only or [])
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN-or-STUDY", help="A run, a study, or a demo folder.")],
 ) -> None:
@@ -297,6 +380,23 @@ def report(
     from partialseg.report.html import report_run
 
     typer.echo(f"Report: {report_run(folder)}")
+
+
+def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_study`, in its order)
+    from rich.console import Console
+
+    from partialseg.study.plan import METRICS, TITLES
+    from partialseg.study.runner import run_study
+    from partialseg.study.table import render_study
+
+    result = run_study(name, *settings)
+    if result.missing:
+        typer.echo(f"Not in the table yet: {', '.join(result.missing)}")
+    if result.report is not None:
+        for table in render_study(TITLES[name], result.table, METRICS[name]):
+            Console().print(table)
+        typer.echo(f"Report: {result.report.resolve()}")
+    _finish(result.problems)
 
 
 def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
