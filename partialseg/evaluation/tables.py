@@ -196,30 +196,26 @@ def _matched(
     for case in cases.values():
         by_label.setdefault(_stem(case.label), []).append(case)
     splits = assign_splits(card, cases) if split is not None else {}
-    pairs, problems, left_out = {}, [], []
+    pairs, problems, notes = {}, [], []
     for stem, path in files.items():
         same_label = by_label.get(stem, [])
         case = cases.get(stem) or (same_label[0] if len(same_label) == 1 else None)
-        if case is None:
+        if stem in card.exclude:
+            notes.append(f"{card.name}, {stem}: not scored, since the card excludes it: {card.exclude[stem]}")
+        elif case is None:
             remedy = "name it after a case, as in " + next(iter(cases))
             problems.append(DataError(path, f"there is no case {stem} of {card.name}", remedy))
         elif case.name in pairs:
-            remedy = "keep one of the two"
-            problems.append(DataError(path, f"{pairs[case.name][0].name} is of the same case", remedy))
+            problem = f"{pairs[case.name][0].name} is of the same case"
+            problems.append(DataError(path, problem, "keep one of the two"))
         elif split is not None and splits[case.name] != split:
-            left_out.append(case.name)
+            notes.append(f"{card.name}, {case.name}: not scored, since it is no {split} case")
         else:
             pairs[case.name] = (path, case)
     folder = next(iter(files.values())).parent
     for name in sorted(name for name in splits if splits[name] == split and name not in pairs):
-        problems.append(
-            DataError(
-                folder, f"{card.name}, {name}: the {split} case has no prediction", "predict it as well"
-            )
-        )
-    notes = (
-        [f"{card.name}: predictions of cases that are not {split}: {', '.join(left_out)}"] if left_out else []
-    )
+        problem = f"{card.name}, {name}: the {split} case has no prediction"
+        problems.append(DataError(folder, problem, "predict it as well"))
     return list(pairs.values()), problems, notes
 
 
@@ -246,7 +242,7 @@ def _score_case(
         if unknown.any():
             ignore[organ] = unknown
             if not (values == index).any():
-                said.append(f"{who}: {organ} not scored, since all that may be it may be something else")
+                said.append(f"{who}: {organ} not scored, since it is not known which voxels it has")
                 del organs[organ]
     results = score(prediction.array, values, raw.spacing_mm, organs, ignore=ignore, **settings)
     files = {"image": case.image, "truth": case.label, "prediction": path, "card": card.path}

@@ -198,6 +198,16 @@ def test_kidneys_are_scored_left_and_right_and_unknown_sides_are_ignored(tmp_pat
     assert any("case_00001: left_kidney not scored" in note for note in result.notes)
 
 
+def test_a_prediction_of_a_case_that_the_card_excludes_is_noted(liver_truth):
+    card = read_card("msd_liver").model_copy(update={"exclude": {"liver_1": "cut off"}})
+    for name in ("liver_0", "liver_1"):
+        save(liver_truth / f"predictions/{name}.nii.gz", box(2, 2, 2))
+    result = evaluate(liver_truth / "predictions", liver_truth / "raw", card, liver_truth / "scores")
+    assert list(result.scores["case"]) == ["liver_0"]
+    assert not result.problems
+    assert result.notes == ["msd_liver, liver_1: not scored, since the card excludes it: cut off"]
+
+
 def test_no_predictions_or_no_cases_stop_at_once(liver_truth):
     with pytest.raises(ValueError, match="holds no label map"):
         run(liver_truth)

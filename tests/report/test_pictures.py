@@ -6,9 +6,11 @@ import pytest
 from PIL import Image
 
 from partialseg.data.classes import PAPER_ORGANS, class_names
+from partialseg.data.volumes import read_image, read_label
 from partialseg.report.pictures import fullest_slice, learning_curves, overlay_picture
 
 CLASSES = class_names(PAPER_ORGANS)
+READ = ((read_image, "ct"), (read_label, "label"))
 
 
 def pixels(png):
@@ -68,6 +70,12 @@ def test_each_network_is_a_column():
     assert three.shape[1] == pytest.approx(3 * one.shape[1], abs=3)
     middle = three[:, one.shape[1] : 2 * one.shape[1]]
     assert centre_of(middle, "red")[2] < 0.3 * centre_of(one, "red")[2]
+
+
+def test_a_real_scan_is_drawn_the_right_way_round(real_data):
+    image, truth = (read(real_data / f"totalseg_example_3mm_{what}.nii.gz") for read, what in READ)
+    picture = pixels(overlay_picture(image.array, truth.array, {"a": truth.array}, image.spacing_mm, CLASSES))
+    assert centre_of(picture, "red")[0] < 0.5 < centre_of(picture, "yellow")[0]
 
 
 def test_a_scan_without_any_organ_is_drawn_too():
