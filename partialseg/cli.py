@@ -391,10 +391,10 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
 
     result = run_study(name, *settings)
     if result.missing:
-        typer.echo(f"Not in the table yet: {', '.join(result.missing)}")
+        typer.echo(f"Rows are left out that wait for {len(result.missing)} networks; see --list.")
     if result.report is not None:
-        for table in render_study(TITLES[name], result.table, METRICS[name]):
-            Console().print(table)
+        Console().print(render_study(TITLES[name], result.table, METRICS[name]))
+        typer.echo(f"Table: {result.report.with_name('table.md').resolve()}")
         typer.echo(f"Report: {result.report.resolve()}")
     _finish(result.problems)
 

@@ -256,7 +256,8 @@ def _notes(name: str, networks: Sequence[Network], study: _Study, missing: Seque
     if name == "table6":
         notes += [note for network in networks if (note := _annotation_note(network, study.out))]
     if missing:
-        notes.append(f"Rows are left out that wait for {', '.join(missing)}.")
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        notes.append(f"Left out are rows that wait for {len(missing)} networks ({names}).")
     return notes
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from partialseg.evaluation.tables import layout, organ_table
+from partialseg.evaluation.metrics import HD95_DEFINITIONS
+from partialseg.evaluation.tables import organ_table
+
+ALL = "all"
+HEADERS = {"dice": "Dice", "hd95_mm": "HD95 mm", "hd_mm": "HD mm"}
 
 
 def study_table(rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -31,55 +36,71 @@ def study_table(rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def study_markdown(title: str, table: pd.DataFrame, metrics: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """The table in Markdown: one block per metric, mean ± standard deviation.
+    """The table in Markdown: a block per metric, mean ± standard deviation, the best of a column in bold.
 
     Args:
         title: Its heading.
         table: What `study_table` returned.
-        metrics: Which blocks, such as "Dice" and "HD95 mm".
+        metrics: Some of "dice", "hd95_mm" and "hd_mm".
         notes: Sentences to print below.
     """
     parts = [f"# {title}"]
     for metric in metrics:
-        headers, rows = _block(table, metric)
-        lines = [headers, [":--", *["--:"] * (len(headers) - 1)], *rows]
+        columns = {"network": list(dict.fromkeys(table["network"]))}
+        for key, part in table.groupby(["organ", "dataset"], sort=False):
+            columns[_label(*key)] = _column(part.set_index("network"), metric, columns["network"])
+        totals = table[table["organ"] == ALL].set_index("network")
+        columns["missed"] = [str(totals.loc[row, "missed"]) for row in columns["network"]]
+        lines = [[*columns], [":--", *["--:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"## {metric}\n\n{body}")
-    parts.append(_note(table))
-    if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
+        parts.append(f"## {HEADERS[metric]}\n\n{body}")
+    definition = HD95_DEFINITIONS[table["hd95_definition"].iloc[0]]
+    every = [
+        "Mean ± standard deviation over the test cases; `all` is the mean of the other columns.",
+        "A missed organ has Dice 0 and no distance; (n of m): n of m cases have one.",
+        f"HD95: {definition}.",
+    ]
+    parts.append("\n".join(f"- {note}" for note in [*every, *notes]))
     return "\n\n".join(parts) + "\n"
 
 
-def render_study(title: str, table: pd.DataFrame, metrics: Sequence[str]) -> list[Table]:
-    """The same for the terminal, means alone so that it fits."""
-    tables = []
+def render_study(title: str, table: pd.DataFrame, metrics: Sequence[str]) -> Table:
+    """For the terminal: of each row the mean over all organs and datasets, and how many organs were missed."""
+    totals = table[table["organ"] == ALL]
+    result = Table(title=title)
+    result.add_column("network")
     for metric in metrics:
-        headers, rows = _block(table, metric)
-        result = Table(title=f"{title}: {metric}", caption_justify="left")
-        for number, header in enumerate(headers):
-            result.add_column(Text(header), justify="right" if number else "left", no_wrap=number == 0)
-        for first, *cells in rows:
-            result.add_row(Text(first), *(Text(cell.split(" ±")[0]) for cell in cells))
-        tables.append(result)
-    return tables
+        result.add_column(HEADERS[metric], justify="right")
+    result.add_column("missed", justify="right")
+    for row in totals.to_dict("records"):
+        result.add_row(Text(row["network"]), *(_text(row, metric) for metric in metrics), str(row["missed"]))
+    return result
 
 
-def _block(table: pd.DataFrame, metric: str) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of one metric; a row has a dash where it has no such organ ∈ dataset."""
-    cells: dict[str, dict[str, str]] = {}
-    for row, part in table.groupby("network", sort=False):
-        arranged = layout(part.drop(columns="network").reset_index(drop=True))
-        column = arranged.headers.index(metric)
-        cells[row] = {line[0].text: line[column].text for line in arranged.rows}
-    labels = max(cells.values(), key=len)
-    headers = ["network", *labels]
-    return headers, [[row, *(of.get(label, "–") for label in labels)] for row, of in cells.items()]
+def _label(organ: str, dataset: str) -> str:
+    organ = organ.replace("_", " ")
+    return f"{organ} ∈ {dataset}" if dataset else organ
 
 
-def _note(table: pd.DataFrame) -> str:
-    missed = {row: int(part["missed"].iloc[-1]) for row, part in table.groupby("network", sort=False)}
-    found = ", ".join(f"{row} {count}" for row, count in missed.items() if count)
-    first = table[table["network"] == table["network"].iloc[0]].drop(columns="network")
-    note = layout(first.reset_index(drop=True)).note
-    return f"{note} Missed organs: {found or 'none'}."
+def _column(of: pd.DataFrame, metric: str, rows: Sequence[str]) -> list[str]:
+    """The cells of one organ ∈ dataset; the best distance is marked only where all have equally many."""
+    means = of[f"{metric}_mean"]
+    counts = of["n"] if metric == "dice" else of["n_hd"]
+    best = means.max() if metric == "dice" else means.min()
+    marked = means.nunique() > 1 and counts.nunique() == 1
+    texts = {
+        row: f"**{_text(entry, metric)}**"
+        if marked and entry[f"{metric}_mean"] == best
+        else _text(entry, metric)
+        for row, entry in of.to_dict("index").items()
+    }
+    return [texts.get(row, "–") for row in rows]
+
+
+def _text(row: Mapping[str, float], metric: str) -> str:
+    mean, std = row[f"{metric}_mean"], row[f"{metric}_std"]
+    if not np.isfinite(mean):
+        return "–"
+    digits = 3 if metric == "dice" else 2
+    text = f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if np.isfinite(std) else "")
+    return text if metric == "dice" or row["n_hd"] == row["n"] else f"{text} ({row['n_hd']} of {row['n']})"
