@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -26,7 +27,7 @@ app = typer.Typer(
 Cards = Annotated[
     list[str],
     typer.Argument(
-        metavar="CARD...", help="Data cards: files, or names that come with the package, such as kits19."
+        metavar="CARD", help="Data cards: files, or names that come with the package, such as kits19."
     ),
 ]
 Raw = Annotated[
@@ -186,8 +187,11 @@ def prepare(
     """
     from partialseg.data.prepare import prepare as run_prepare
 
-    if min(spacing) <= 0:
-        raise typer.BadParameter(f"must be above 0, received {spacing}", param_hint="--spacing")
+    _check_spacing(spacing)
+    if organ and len({"background", *organ}) <= len(organ):
+        raise typer.BadParameter(
+            f"expected different organs, received {', '.join(organ)}", param_hint="--organ"
+        )
     result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, workers)
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
     _finish(result.problems)
@@ -225,7 +229,7 @@ def train(
 def predict(
     run: Run,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files, folders of them, or DICOM series.")
+        list[Path], typer.Argument(metavar="INPUT", help="NIfTI files, folders of them, or DICOM series.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the label maps.")],
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows.")] = 0.5,
@@ -350,8 +354,8 @@ def study(
     from partialseg.study.plan import choose_networks, plan_study
     from partialseg.training.config import read_config
 
-    if spacing is not None and min(spacing) <= 0:
-        raise typer.BadParameter(f"must be above 0, received {spacing}", param_hint="--spacing")
+    if spacing is not None:
+        _check_spacing(spacing)
     resolved = read_config(config or ("demo" if raw is None else "paper"))
     try:
         networks = choose_networks(plan_study(name.value, resolved), only or [])
@@ -397,6 +401,11 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
         typer.echo(f"Table: {result.report.with_name('table.md').resolve()}")
         typer.echo(f"Report: {result.report.resolve()}")
     _finish(result.problems)
+
+
+def _check_spacing(spacing: tuple[float, float, float]) -> None:
+    if not all(size > 0 and math.isfinite(size) for size in spacing):
+        raise typer.BadParameter(f"must be above 0 and finite, received {spacing}", param_hint="--spacing")
 
 
 def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
