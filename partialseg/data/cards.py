@@ -61,7 +61,7 @@ class Splits(_Part):
     """Which cases are for testing: a fraction drawn by `seed`, or a list of case names."""
 
     seed: int = 0
-    test: Annotated[float, Field(ge=0, lt=1)] | list[_Text]
+    test: Annotated[float, Field(ge=0, le=1)] | list[_Text] = 0.2
 
 
 class Card(_Part):
@@ -88,10 +88,10 @@ class Card(_Part):
     """
 
     name: _Name
-    title: _Text
-    source: _Text
-    licence: _Text
-    citation: _Text
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
     modality: Literal["CT"] = "CT"
     folders: list[_Text] = []
     files: Files
@@ -100,7 +100,7 @@ class Card(_Part):
     split_sides: bool = False
     exclude: dict[_Text, _Text] = {}
     unlabelled: list[_Text] = []
-    splits: Splits
+    splits: Splits = Splits()
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}
     unsuited: str = ""
     path: Path = Field(exclude=True)
@@ -115,7 +115,10 @@ class Card(_Part):
     def _names_as_lists(cls, labels: Any) -> Any:
         if not isinstance(labels, dict):
             return labels
-        return {value: [names] if isinstance(names, str) else names for value, names in labels.items()}
+        as_lists = {value: [names] if isinstance(names, str) else names for value, names in labels.items()}
+        if as_lists.get(0) == [BACKGROUND]:  # harmless, and many write it
+            del as_lists[0]
+        return as_lists
 
     @field_validator("labels")
     @classmethod

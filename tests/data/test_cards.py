@@ -105,8 +105,8 @@ def test_an_unknown_card_names_those_that_are_there():
 @pytest.mark.parametrize(
     ("replacements", "line", "field", "words"),
     [
-        ([("licence: CC0-1.0\n", "")], 2, "licence", "missing"),
-        ([("licence: CC0", "license: CC0")], 2, "licence", "missing"),
+        ([("name: toy\n", "")], 2, "name", "missing"),
+        ([("licence: CC0", "license: CC0")], 5, "license", "no such field"),
         ([("split_sides: true", "split_side: true")], 15, "split_side", "no such field"),
         ([("split_sides: true", "split_sides: 'yes'")], 15, "split_sides", "boolean"),
         ([("  1: liver", "  one: liver")], 10, "labels.one", "integer"),
@@ -124,7 +124,7 @@ def test_an_unknown_card_names_those_that_are_there():
         ([("img/img*.nii", "img/img.nii")], 8, "files.image", "exactly one"),
         ([("label/label*.nii", "*/label*.nii")], 8, "files.label", "exactly one"),
         ([("img/img*.nii", "../img*.nii")], 8, "files.image", "leaves"),
-        ([("test: 0.25", "test: 1.5")], 17, "splits.test", "less than 1"),
+        ([("test: 0.25", "test: 1.5")], 17, "splits.test", "less than or equal to 1"),
         ([("test: 0.25", "test: [img07]")], 17, "splits.test", "excluded as well"),
         ([("CC0-1.0", "CC0-1.0\nmodality: MR")], 6, "modality", "'CT'"),
         ([("CC0-1.0", "CC0-1.0\npath: x")], 6, "path", "no such field"),
@@ -227,3 +227,14 @@ def test_test_cases_may_be_listed(write_card):
 )
 def test_only_a_left_and_a_right_of_the_same_make_a_pair(names):
     assert left_right_pair(names) is None
+
+
+def test_a_card_of_ones_own_needs_little(tmp_path):
+    path = tmp_path / "own.md"
+    path.write_text(
+        "---\nname: own\nfiles: {image: 'ct/*.nii.gz', label: 'label/*.nii.gz'}\n"
+        "labels: {0: background, 1: liver}\nannotated: [liver]\n---\n"
+    )
+    card = read_card(path)
+    assert card.labels == {1: ["liver"]}
+    assert (card.splits.seed, card.splits.test) == (0, 0.2)
