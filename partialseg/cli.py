@@ -246,10 +246,10 @@ def predict(
     In: a run and scans. Out: DIR/<case>.nii.gz, a label map in the scan's own grid and affine, and
     DIR/<case>.json with the classes and the volume of each organ in mL.
     """
-    from partialseg.inference.predict import predict as run_predict
-
     if split is not None and card is None:
         raise typer.BadParameter("goes with --card", param_hint="--split")
+    from partialseg.inference.predict import predict as run_predict
+
     result = run_predict(
         run,
         inputs,
@@ -349,7 +349,7 @@ def study(
     In: nothing, or the raw datasets. Out: DIR with networks, predictions and scores, and study.json, table.csv,
     table.md and report.html. table3: Dice by training data and loss; table4: Hausdorff distances of the same
     networks; table5: weights of marginal and exclusion loss; table6: fewer annotations. To share the work, give
-    each machine a DIR and some networks, copy their runs, predictions and scores together, and call once more.
+    each machine a DIR and some networks, copy their runs and predictions together, and call once more.
     """
     from partialseg.study.plan import choose_networks, plan_study
     from partialseg.training.config import read_config

@@ -131,7 +131,8 @@ class Network:
             )
             each = -(-stage.patches // len(stage_datasets(config, prepared)))
             stages.append(config.model_copy(update={"patches_per_dataset": each}))
-        named = {"name": f"{base.name}_{self.name}", "description": self.row or ""}
+        # Nothing in it depends on the table, so that tables in one folder can share the network.
+        named = {"name": f"{base.name}_{self.name}", "description": f"{self.name} of a study"}
         return base.model_copy(update={**named, "losses": self.losses, "stages": tuple(stages)})
 
 

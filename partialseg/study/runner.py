@@ -77,7 +77,7 @@ def run_study(
 
     Called again, it goes on where it stopped. The folder of one table may be given for another: networks that
     both have are trained once. To share the work, give each machine its own folder and some networks, copy
-    their `runs`, `predictions` and `scores` together, and call once more with all networks.
+    their `runs` and `predictions` together, and call once more with all networks.
 
     Args:
         name: "table3" to "table6".
@@ -271,4 +271,4 @@ def _annotation_note(network: Network, out: Path) -> str | None:
     full = train_cases.count(network.data.cards[0])
     single = len(train_cases) - full
     organs = full * len(network.data.organs) + single
-    return f"{network.row}: {full} cases with all organs and {single} with one, {organs} annotated organs."
+    return f"{network.row}: cases with all organs: {full}, with one: {single}; annotated organs: {organs}."

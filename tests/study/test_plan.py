@@ -1,0 +1,196 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from partialseg.data.cards import read_card
+from partialseg.data.classes import class_names
+from partialseg.data.prepared import Case, Dataset, Prepared
+from partialseg.data.relabel import prepared_values
+from partialseg.errors import DataError
+from partialseg.study.plan import ANNOTATIONS, CARDS, TITLES, WEIGHTS, choose_networks, plan_study
+from partialseg.training.config import StageConfig, TrainingConfig, read_config
+
+#: Table 1: what each kind of network is trained on, and which organs ∈ datasets it has a tick for.
+TABLE_1 = {
+    "f": {"btcv"},
+    "p1": {"msd_liver"},
+    "p2": {"msd_spleen"},
+    "p3": {"msd_pancreas"},
+    "p4": {"kits19"},
+    "f+p1": {"btcv", "msd_liver"},
+    "f+p2": {"btcv", "msd_spleen"},
+    "f+p3": {"btcv", "msd_pancreas"},
+    "f+p4": {"btcv", "kits19"},
+    "all": set(CARDS),
+}
+
+
+@pytest.fixture(scope="module")
+def paper() -> TrainingConfig:
+    return read_config("paper")
+
+
+def fake_prepared(network) -> Prepared:
+    """What the plan asks of prepared data: which datasets there are, and which are fully annotated."""
+    classes = class_names(network.data.organs)
+    datasets = {
+        name: Dataset(name, (), prepared_values(read_card(name), classes)) for name in network.data.cards
+    }
+    eye = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    cases = tuple(Case(name, "case", "train", (8, 8, 8), eye, (), (), "", "", "") for name in datasets)
+    return Prepared(Path("prepared"), classes, (3.0, 1.5, 1.5), datasets, cases)
+
+
+def datasets_of(network) -> set[str]:
+    names = {"full": {"btcv"}, "all": set(network.data.cards)}
+    return set().union(
+        *(names[s.datasets] if isinstance(s.datasets, str) else s.datasets for s in network.stages)
+    )
+
+
+def test_table_3_has_the_networks_of_table_1_with_three_losses_each_and_one_with_exclusion(paper):
+    scored = [network for network in plan_study("table3", paper) if network.row is not None]
+    kinds = [(network.name.split("-")[0], network.losses.terms) for network in scored]
+    for kind in TABLE_1:
+        assert [terms for name, terms in kinds if name == kind][:3] == [("mCE",), ("mDC",), ("mCE", "mDC")]
+    assert len(scored) == 3 * len(TABLE_1) + 1
+    assert scored[-1].losses.terms == ("mCE", "mDC", "eCE", "eDC")
+    assert (scored[-1].losses.marginal, scored[-1].losses.exclusion) == (1, 2)
+    assert all(network.losses.class_reduction == "sum" for network in scored)
+
+
+def test_networks_draw_from_the_datasets_of_table_1(paper):
+    for network in plan_study("table3", paper):
+        kind = network.name.split("-")[0]
+        assert datasets_of(network) == TABLE_1["f" if kind == "first" else kind], network.name
+
+
+def test_every_row_of_table_3_has_every_organ_of_every_dataset_once(paper):
+    cells = {(organ, card) for card in CARDS for organ in read_card(card).annotated}
+    rows = {}
+    for network in plan_study("table3", paper):
+        if network.row is not None:
+            rows.setdefault(network.row, []).extend(
+                (organ, card)
+                for card in network.scored_on
+                for organ in read_card(card).annotated
+                if organ in network.data.organs
+            )
+    assert len(rows) == 13
+    for row, found in rows.items():
+        assert len(found) == len(set(found)), row
+        assert set(found) == cells, row
+
+
+def test_table_4_shows_the_runs_of_table_3(paper):
+    assert plan_study("table4", paper) == plan_study("table3", paper)
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_all_networks_of_a_table_take_the_same_number_of_steps(table, paper):
+    networks = {network.name: network for network in plan_study(table, paper)}
+    steps = {name: network.steps(paper.batch_size) for name, network in networks.items()}
+    whole = {
+        name: steps[name] + (steps[network.start_from] if network.start_from else 0)
+        for name, network in networks.items()
+        if network.row is not None
+    }
+    # Section 4.3: 120 epochs of 500 patches of F, then 80 epochs of 500 patches of each of five datasets.
+    assert set(whole.values()) == {(120 * 500 + 80 * 500 * 5) // 2}
+
+
+def test_patches_are_shared_by_the_datasets_of_a_network(paper):
+    networks = {network.name: network for network in plan_study("table3", paper)}
+    for name, expected in {
+        "p1-ce": [500, 2500],
+        "f+p1-ce": [250, 1250],
+        "f-ce": [2500],
+        "all-ce": [500],
+    }.items():
+        network = networks[name]
+        config = network.training_config(paper, fake_prepared(network))
+        assert [stage.patches_per_dataset for stage in config.stages] == expected
+        assert config.losses == network.losses
+
+
+def test_table_5_has_the_nine_ratios_after_the_same_first_stage(paper):
+    beginning, *networks = plan_study("table5", paper)
+    assert beginning.losses.terms == ("mCE", "mDC")
+    assert [network.row for network in networks] == [
+        "4:1",
+        "3:1",
+        "2:1",
+        "1:1",
+        "1:2",
+        "1:3",
+        "1:4",
+        "1:0",
+        "0:1",
+    ]
+    for network, weights in zip(networks, WEIGHTS, strict=True):
+        assert (network.losses.marginal, network.losses.exclusion) == weights
+        assert network.start_from == beginning.name
+    assert networks[-1].losses.terms == ("eCE", "eDC")
+    assert networks[-2].losses.terms == ("mCE", "mDC")
+
+
+def test_what_tables_3_and_5_have_in_common_is_one_and_the_same_training(paper):
+    first, second = ({n.name: n for n in plan_study(table, paper)} for table in ("table3", "table5"))
+    shared = first.keys() & second.keys()
+    assert shared == {"first-ce+dice", "all-ce+dice", "all-ce+dice+exclusion-1to2"}
+    for name in shared:
+        configs = [n.training_config(paper, fake_prepared(n)) for n in (first[name], second[name])]
+        assert configs[0] == configs[1]
+
+
+def test_table_6_hides_the_organs_of_the_papers_shares_of_cases(paper):
+    networks = plan_study("table6", paper)
+    assert [network.row for network in networks] == ["24/00", "19/05", "14/10", "9/15", "4/20"]
+    for network, (full, single) in zip(networks, ANNOTATIONS, strict=True):
+        assert network.data.cards == ("btcv",)
+        assert network.data.single_organ == single / (full + single)
+        assert [stage.datasets for stage in network.stages] == ["full", "all"]
+
+
+def test_table_7_is_refused_since_its_methods_are_not_there(paper):
+    with pytest.raises(DataError, match=r"PaNN and PIPO-FAN.*table3"):
+        plan_study("table7", paper)
+
+
+def test_unknown_table_is_refused(paper):
+    with pytest.raises(ValueError, match="no study 'table8'"):
+        plan_study("table8", paper)
+
+
+def test_a_config_without_a_stage_on_all_datasets_is_refused(paper):
+    stage = StageConfig(name="F", datasets="full", epochs=1, patches_per_dataset=1)
+    named = StageConfig(name="named", datasets=("btcv",), epochs=1, patches_per_dataset=1)
+    for stages in ((stage,), (named, *paper.stages)):
+        with pytest.raises(DataError, match="its stages draw from"):
+            plan_study("table3", paper.model_copy(update={"stages": stages}))
+
+
+def test_without_a_first_stage_networks_begin_at_random(paper):
+    networks = plan_study("table5", paper.model_copy(update={"stages": paper.stages[1:]}))
+    assert len(networks) == 9
+    assert all(network.start_from is None for network in networks)
+
+
+def test_a_chosen_network_brings_the_one_it_starts_from(paper):
+    networks = plan_study("table3", paper)
+    assert [n.name for n in choose_networks(networks, ["p2-dice"])] == ["p2-dice"]
+    assert [n.name for n in choose_networks(networks, ["all-dice"])] == ["first-dice", "all-dice"]
+    assert choose_networks(networks, []) == networks
+    with pytest.raises(ValueError, match="no network p9-ce"):
+        choose_networks(networks, ["p9-ce"])
+
+
+def test_plans_and_tables_need_no_tensorflow():
+    code = (
+        "import sys, partialseg.study.plan, partialseg.study.annotation, partialseg.study.table\n"
+        "sys.exit(', '.join({'tensorflow', 'keras'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
