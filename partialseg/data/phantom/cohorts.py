@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from partialseg.data.phantom.anatomy import Patient, layout_of, make_torso
+from partialseg.data.phantom.tissue import Appearance, draw_appearance
 
 Range = tuple[float, float]
 
@@ -17,7 +18,7 @@ class Cohort:
 
     Attributes:
         dataset: Name of its data card.
-        phases: Ranges of the contrast phase, one of which is chosen (see `tissue`).
+        phases: Ranges of the contrast phase, which cases take in turn (see `tissue`).
         half_width_mm: Of the abdominal cavity.
         fat_mm: Subcutaneous fat.
         organ_size: Factor on organ radii.
@@ -25,7 +26,10 @@ class Cohort:
         tilt_degrees: Standard deviation of the tilt.
         warp_mm: Standard deviation of the deformation.
         noise_hu: Noise.
+        spread: Factor on the differences of tissues between patients.
         oral: Probability of positive oral contrast.
+        ascites: Probability of fluid in the cavity.
+        fatty_liver: Probability of a liver darkened by fat.
         top_mm, bottom_mm: Ends of the scan in body millimetres.
         thickness_mm: Distance of slices.
         field_mm: In-plane field of view.
@@ -42,7 +46,10 @@ class Cohort:
     tilt_degrees: float
     warp_mm: float
     noise_hu: Range
+    spread: float
     oral: float
+    ascites: float
+    fatty_liver: float
     top_mm: Range
     bottom_mm: Range
     thickness_mm: Range
@@ -55,15 +62,18 @@ COHORTS: tuple[Cohort, ...] = (
     # F: portal venous, ordinary size, ordinary protocol, as in BTCV.
     Cohort(
         dataset="btcv",
-        phases=((1.85, 2.15),),
-        half_width_mm=(124, 136),
+        phases=((1.9, 2.1),),
+        half_width_mm=(125, 135),
         fat_mm=(12, 22),
         organ_size=(0.97, 1.03),
         shift_mm=5,
         tilt_degrees=2,
-        warp_mm=2.5,
+        warp_mm=2.0,
         noise_hu=(9, 14),
-        oral=0.2,
+        spread=0.5,
+        oral=0.0,
+        ascites=0.0,
+        fatty_liver=0.0,
         top_mm=(140, 165),
         bottom_mm=(-125, -105),
         thickness_mm=(3.0, 5.0),
@@ -73,15 +83,18 @@ COHORTS: tuple[Cohort, ...] = (
     ),
     Cohort(
         dataset="msd_liver",
-        phases=((1.6, 2.3), (0.8, 1.4), (2.5, 3.0), (0.0, 0.1)),
-        half_width_mm=(112, 148),
+        phases=((0.0, 0.2), (0.8, 1.4), (1.6, 2.3), (2.5, 3.0)),
+        half_width_mm=(106, 154),
         fat_mm=(6, 42),
-        organ_size=(0.93, 1.07),
+        organ_size=(0.9, 1.09),
         shift_mm=12,
-        tilt_degrees=5,
-        warp_mm=4.0,
-        noise_hu=(8, 28),
-        oral=0.35,
+        tilt_degrees=8,
+        warp_mm=5.5,
+        noise_hu=(10, 38),
+        spread=1.5,
+        oral=0.4,
+        ascites=0.35,
+        fatty_liver=0.35,
         top_mm=(125, 170),
         bottom_mm=(-130, -75),
         thickness_mm=(2.5, 5.0),
@@ -91,15 +104,18 @@ COHORTS: tuple[Cohort, ...] = (
     ),
     Cohort(
         dataset="msd_spleen",
-        phases=((1.5, 2.4), (1.9, 2.2), (2.4, 3.0)),
-        half_width_mm=(112, 148),
+        phases=((0.9, 1.3), (1.7, 2.2), (2.5, 3.0)),
+        half_width_mm=(106, 154),
         fat_mm=(5, 40),
         organ_size=(0.93, 1.1),
         shift_mm=12,
-        tilt_degrees=6,
-        warp_mm=4.0,
-        noise_hu=(8, 26),
-        oral=0.5,
+        tilt_degrees=8,
+        warp_mm=5.5,
+        noise_hu=(10, 36),
+        spread=1.5,
+        oral=0.6,
+        ascites=0.3,
+        fatty_liver=0.3,
         top_mm=(135, 170),
         bottom_mm=(-125, -60),
         thickness_mm=(3.0, 5.0),
@@ -109,15 +125,18 @@ COHORTS: tuple[Cohort, ...] = (
     ),
     Cohort(
         dataset="msd_pancreas",
-        phases=((1.2, 1.6), (1.7, 2.2)),
-        half_width_mm=(114, 146),
+        phases=((0.9, 1.4), (1.5, 2.1)),
+        half_width_mm=(108, 150),
         fat_mm=(6, 38),
         organ_size=(0.94, 1.07),
         shift_mm=10,
-        tilt_degrees=5,
-        warp_mm=4.0,
-        noise_hu=(8, 24),
-        oral=0.2,
+        tilt_degrees=7,
+        warp_mm=5.0,
+        noise_hu=(10, 30),
+        spread=1.3,
+        oral=0.4,
+        ascites=0.15,
+        fatty_liver=0.3,
         top_mm=(95, 160),
         bottom_mm=(-130, -95),
         thickness_mm=(2.5, 3.5),
@@ -127,20 +146,23 @@ COHORTS: tuple[Cohort, ...] = (
     ),
     Cohort(
         dataset="kits19",
-        phases=((0.9, 1.3), (1.0, 1.6)),
-        half_width_mm=(112, 150),
+        phases=((0.8, 1.2), (0.9, 1.5)),
+        half_width_mm=(106, 154),
         fat_mm=(6, 45),
         organ_size=(0.93, 1.07),
         shift_mm=12,
-        tilt_degrees=6,
-        warp_mm=4.0,
-        noise_hu=(9, 28),
-        oral=0.15,
+        tilt_degrees=8,
+        warp_mm=5.5,
+        noise_hu=(10, 38),
+        spread=1.5,
+        oral=0.4,
+        ascites=0.0,
+        fatty_liver=0.3,
         top_mm=(85, 150),
         bottom_mm=(-130, -105),
         thickness_mm=(2.5, 5.0),
         field_mm=(340, 470),
-        tumours={"kidney": (1, 2)},
+        tumours={"kidney": (1, 3)},
         missing_kidney=0.15,
     ),
 )
@@ -156,7 +178,6 @@ class ScanPlan:
         shape: `(depth, height, width)`.
         first_mm: Body coordinate of the first voxel centre, `(z, y, x)`.
         noise_hu: Noise.
-        oral: Probability of oral contrast.
     """
 
     phase: float
@@ -164,7 +185,6 @@ class ScanPlan:
     shape: tuple[int, int, int]
     first_mm: tuple[float, float, float]
     noise_hu: float
-    oral: float
 
     @property
     def axes_mm(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -213,12 +233,13 @@ def draw_scan(
 
     Args:
         cohort: The row of ranges.
-        seed: Seed of the case.
+        seed: Seed of the case; the last number is that of the case in its dataset.
         matrix: Smallest and largest in-plane matrix.
         thickness_mm: Distance of slices, where the cohort's own is not wanted.
     """
     rng = np.random.default_rng([*seed, 3])
-    low, high = cohort.phases[int(rng.integers(len(cohort.phases)))]
+    # In turn, so that even a few cases show all phases.
+    low, high = cohort.phases[sum(seed) % len(cohort.phases)]
     size = int(rng.integers(int(matrix[0]) // 4, int(matrix[1]) // 4 + 1)) * 4
     in_plane = round(rng.uniform(*cohort.field_mm) / size, 3)
     thickness = round(rng.uniform(*(thickness_mm or cohort.thickness_mm)) * 2) / 2
@@ -231,5 +252,9 @@ def draw_scan(
         shape=(depth, size, size),
         first_mm=(bottom, 28 + shift[0] - in_plane * (size - 1) / 2, shift[1] - in_plane * (size - 1) / 2),
         noise_hu=float(rng.uniform(*cohort.noise_hu)),
-        oral=cohort.oral,
     )
+
+
+def draw_look(cohort: Cohort, phase: float, rng: np.random.Generator) -> Appearance:
+    """Draw how the tissues of a patient of a cohort look in one phase."""
+    return draw_appearance(rng, phase, cohort.spread, cohort.oral, cohort.ascites, cohort.fatty_liver)

@@ -98,7 +98,12 @@ class Appearance:
 
 
 def draw_appearance(
-    rng: np.random.Generator, phase: float, spread: float = 1.0, oral: float = 0.0
+    rng: np.random.Generator,
+    phase: float,
+    spread: float = 1.0,
+    oral: float = 0.0,
+    ascites: float = 0.0,
+    fatty_liver: float = 0.0,
 ) -> Appearance:
     """Draw how one patient's tissues look.
 
@@ -107,6 +112,8 @@ def draw_appearance(
         phase: Contrast phase, 0 to 3.
         spread: Factor on the differences between patients.
         oral: Probability that stomach and bowel hold positive oral contrast.
+        ascites: Probability that fluid fills the cavity between the organs.
+        fatty_liver: Probability that the liver is darker by fat.
 
     Raises:
         ValueError: If the phase is outside 0 to 3.
@@ -125,6 +132,10 @@ def draw_appearance(
     hu = mean + spread * np.array([tissue.varies for tissue in TISSUES]) * drawn
     if rng.random() < oral:
         hu[[TISSUE_ID[name] for name in _ORAL]] = rng.uniform(120, 320, size=2)
+    if rng.random() < ascites:
+        hu[TISSUE_ID["visceral_fat"]] = rng.uniform(0, 20)
+    if rng.random() < fatty_liver:
+        hu[TISSUE_ID["liver"]] -= rng.uniform(20, 55)
     blood = np.array([hu[TISSUE_ID[_BLOOD.get(tissue.name, tissue.name)]] for tissue in TISSUES])
     return Appearance(
         hu=hu.astype(np.float32),

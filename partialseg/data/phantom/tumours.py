@@ -69,7 +69,7 @@ def _pancreas_tumour(canvas: Canvas, layout: Layout, rng: np.random.Generator) -
 
 
 def _kidney_tumour(canvas: Canvas, kidney: Kidney, rng: np.random.Generator) -> None:
-    radius = float(np.clip(rng.lognormal(2.9, 0.4), 8, 40))
+    radius = float(np.clip(rng.lognormal(3.0, 0.4), 8, 42))
     level = rng.uniform(-0.75, 0.75)
     angle = rng.uniform(-1.9, 1.9)
     outward = -np.cos(angle) * kidney.axes[0] + np.sin(angle) * kidney.axes[1]

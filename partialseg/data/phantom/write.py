@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from partialseg.data.phantom.anatomy import paint_patient
-from partialseg.data.phantom.cohorts import COHORTS, Cohort, Range, draw_patient, draw_scan
+from partialseg.data.phantom.cohorts import COHORTS, Cohort, Range, draw_look, draw_patient, draw_scan
 from partialseg.data.phantom.layouts import (
     LAYOUTS,
     RawLayout,
@@ -22,7 +22,6 @@ from partialseg.data.phantom.layouts import (
     write_nifti,
 )
 from partialseg.data.phantom.scan import render_whole
-from partialseg.data.phantom.tissue import draw_appearance
 from partialseg.files import write_json
 from partialseg.progress import track
 
@@ -107,7 +106,7 @@ def write_case(
     canvas = paint_patient(patient, scan.axes_mm)
     rng = np.random.default_rng([*key, 4])
     blur = (0.35 * scan.spacing_mm[0], *(max(0.7, 0.4 * spacing) for spacing in scan.spacing_mm[1:]))
-    look = draw_appearance(rng, scan.phase, oral=scan.oral)
+    look = draw_look(cohort, scan.phase, rng)
     hu = render_whole(canvas.tissue, scan.spacing_mm, look, rng, blur, scan.noise_hu)
     # Scanners count z from anywhere.
     first = (scan.first_mm[0] - float(rng.integers(200, 900)), *scan.first_mm[1:])
