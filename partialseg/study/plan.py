@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from partialseg.data.classes import PAPER_ORGANS
 from partialseg.data.prepared import Prepared
@@ -73,15 +72,11 @@ class Stage:
     """A stage of training.
 
     Attributes:
-        name: Shown in logs.
-        datasets: "full" for the fully annotated ones, "all", or names.
-        epochs: How many.
-        patches: In an epoch, over all its datasets.
+        config: Its config, on the datasets of the network.
+        patches: In an epoch, over all these datasets; `config.patches_per_dataset` is that of Ψ_All.
     """
 
-    name: str
-    datasets: Literal["full", "all"] | tuple[str, ...]
-    epochs: int
+    config: StageConfig
     patches: int
 
 
@@ -111,7 +106,7 @@ class Network:
 
         Patches that cannot be shared evenly by the datasets of a stage are rounded up in training.
         """
-        return sum(stage.epochs * -(-stage.patches // batch_size) for stage in self.stages)
+        return sum(stage.config.epochs * -(-stage.patches // batch_size) for stage in self.stages)
 
     @property
     def scored_on(self) -> tuple[str, ...]:
@@ -126,11 +121,8 @@ class Network:
         """
         stages = []
         for stage in self.stages:
-            config = StageConfig(
-                name=stage.name, datasets=stage.datasets, epochs=stage.epochs, patches_per_dataset=1
-            )
-            each = -(-stage.patches // len(stage_datasets(config, prepared)))
-            stages.append(config.model_copy(update={"patches_per_dataset": each}))
+            each = -(-stage.patches // len(stage_datasets(stage.config, prepared)))
+            stages.append(stage.config.model_copy(update={"patches_per_dataset": each}))
         # Nothing in it depends on the table, so that tables in one folder can share the network.
         named = {"name": f"{base.name}_{self.name}", "description": f"{self.name} of a study"}
         return base.model_copy(update={**named, "losses": self.losses, "stages": tuple(stages)})
@@ -291,9 +283,7 @@ def _stages(stages: Iterable[StageConfig], datasets_of) -> tuple[Stage, ...]:  #
     """The same stages on other datasets, with the number of patches that Ψ_All draws in them."""
     return tuple(
         Stage(
-            name=stage.name,
-            datasets=datasets_of(stage),
-            epochs=stage.epochs,
+            config=stage.model_copy(update={"datasets": datasets_of(stage)}),
             patches=stage.patches_per_dataset * (len(CARDS) if stage.datasets == "all" else 1),
         )
         for stage in stages

@@ -46,7 +46,7 @@ def fake_prepared(network) -> Prepared:
 def datasets_of(network) -> set[str]:
     names = {"full": {"btcv"}, "all": set(network.data.cards)}
     return set().union(
-        *(names[s.datasets] if isinstance(s.datasets, str) else s.datasets for s in network.stages)
+        *(names[d] if isinstance(d, str) else d for d in (stage.config.datasets for stage in network.stages))
     )
 
 
@@ -113,6 +113,10 @@ def test_patches_are_shared_by_the_datasets_of_a_network(paper):
         config = network.training_config(paper, fake_prepared(network))
         assert [stage.patches_per_dataset for stage in config.stages] == expected
         assert config.losses == network.losses
+        given = {stage.name: stage for stage in paper.stages}
+        for stage in config.stages:  # all else is as in the config of the study
+            kept = {"datasets", "patches_per_dataset"}
+            assert stage.model_dump(exclude=kept) == given[stage.name].model_dump(exclude=kept)
 
 
 def test_table_5_has_the_nine_ratios_after_the_same_first_stage(paper):
@@ -151,7 +155,7 @@ def test_table_6_hides_the_organs_of_the_papers_shares_of_cases(paper):
     for network, (full, single) in zip(networks, ANNOTATIONS, strict=True):
         assert network.data.cards == ("btcv",)
         assert network.data.single_organ == single / (full + single)
-        assert [stage.datasets for stage in network.stages] == ["full", "all"]
+        assert [stage.config.datasets for stage in network.stages] == ["full", "all"]
 
 
 def test_table_7_is_refused_since_its_methods_are_not_there(paper):
