@@ -141,8 +141,8 @@ class EpochEnd(keras.callbacks.Callback):
             [self.stage.name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
         ]
         self._write_tensorboard(loss, rows)
-        first = self.config.optimizer.learning_rate
-        schedule_step(progress, loss, self.config.schedule, first, self.stage.epochs)
+        schedule = self.stage.schedule or self.config.schedule
+        schedule_step(progress, loss, schedule, self.config.optimizer.learning_rate, self.stage.epochs)
         self.model.optimizer.learning_rate = progress.learning_rate
         save_checkpoint(self.model, self.folder, progress)
 

@@ -85,12 +85,14 @@ class StageConfig(_Section):
         datasets: "full" for the fully annotated ones, "all", or names.
         epochs: How many.
         patches_per_dataset: Patches drawn from each dataset in each epoch.
+        schedule: Of this stage, instead of that of the whole config.
     """
 
     name: str
     datasets: Literal["full", "all"] | tuple[str, ...]
     epochs: PositiveInt
     patches_per_dataset: PositiveInt
+    schedule: ScheduleConfig | None = None
 
 
 class TrainingConfig(_Section):
