@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from partialseg import __version__
+from partialseg.cli_options import Cards, Preset, Raw, Run, Split, StudyName, Workers
 from partialseg.errors import DataError
 
 app = typer.Typer(
@@ -23,46 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Cards = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CARD", help="Data cards: files, or names that come with the package, such as kits19."
-    ),
-]
-Raw = Annotated[
-    Path,
-    typer.Option("--raw", metavar="DIR", help="Folder with the datasets as downloaded."),
-]
-Workers = Annotated[
-    Optional[int],  # noqa: UP045 (typer reads the annotation)
-    typer.Option(min=1, help="Cases at a time; as many as there are cores by default."),
-]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
-
-
-class Preset(str, Enum):
-    """Sizes of the phantom datasets."""
-
-    tiny = "tiny"
-    demo = "demo"
-
-
-class Split(str, Enum):
-    """Parts of a dataset."""
-
-    train = "train"
-    test = "test"
-
-
-class StudyName(str, Enum):
-    """Tables of the paper."""
-
-    table3 = "table3"
-    table4 = "table4"
-    table5 = "table5"
-    table6 = "table6"
-    table7 = "table7"
 
 
 def _version(value: bool) -> None:

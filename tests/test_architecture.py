@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "partialseg"
 
 #: A module may import from its own row and from rows above.
 LAYERS = (
-    ("errors", "files", "progress", "parallel", "_environment"),
+    ("errors", "files", "progress", "parallel", "lazy", "_environment"),
     ("data",),
     ("losses",),
     ("models",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("study", "demo"),
-    ("cli",),
+    ("cli_options", "cli"),
 )
 NEEDS_TENSORFLOW = ("data/pipeline.py", "losses", "models", "training", "inference", "demo.py", "study")
 

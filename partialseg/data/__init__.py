@@ -5,8 +5,7 @@ Names are looked up when first used, so that what needs no TensorFlow does not i
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from partialseg.lazy import lazy_names
 
 _WHERE = {
     "candidates": "partialseg.data.labels",
@@ -19,10 +18,4 @@ _WHERE = {
 
 __all__ = list(_WHERE)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'partialseg.data' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _WHERE)

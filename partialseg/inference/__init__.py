@@ -6,8 +6,7 @@ many scans shares its name with its module: `from partialseg.inference.predict i
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from partialseg.lazy import lazy_names
 
 _WHERE = {
     "predict_volume": "partialseg.inference.sliding_window",
@@ -17,10 +16,4 @@ _WHERE = {
 
 __all__ = list(_WHERE)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'partialseg.inference' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _WHERE)

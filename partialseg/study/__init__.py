@@ -5,8 +5,7 @@ Names are looked up when first used, so that a plan can be listed without Tensor
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from partialseg.lazy import lazy_names
 
 _WHERE = {
     "plan_study": "partialseg.study.plan",
@@ -16,8 +15,4 @@ _WHERE = {
 
 __all__ = list(_WHERE)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'partialseg.study' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+__getattr__ = lazy_names(__name__, _WHERE)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Cards = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CARD", help="Data cards: files, or names that come with the package, such as kits19."
+    ),
+]
+Raw = Annotated[
+    Path,
+    typer.Option("--raw", metavar="DIR", help="Folder with the datasets as downloaded."),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045 (typer reads the annotation)
+    typer.Option(min=1, help="Cases at a time; as many as there are cores by default."),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
+
+
+class Preset(str, Enum):
+    """Sizes of the phantom datasets."""
+
+    tiny = "tiny"
+    demo = "demo"
+
+
+class Split(str, Enum):
+    """Parts of a dataset."""
+
+    train = "train"
+    test = "test"
+
+
+class StudyName(str, Enum):
+    """Tables of the paper."""
+
+    table3 = "table3"
+    table4 = "table4"
+    table5 = "table5"
+    table6 = "table6"
+    table7 = "table7"
