@@ -11,7 +11,11 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=[*find_packages(include=["partialseg", "partialseg.*"]), "partialseg.data_cards", "partialseg.configs"],
+    packages=[
+        *find_packages(include=["partialseg", "partialseg.*"]),
+        "partialseg.data_cards",
+        "partialseg.configs",
+    ],
     # Cards and configs live at the top of the repository, and inside the package once it is installed.
     package_dir={"partialseg.data_cards": "data_cards", "partialseg.configs": "configs"},
     package_data={
@@ -52,7 +56,9 @@ setup(
             "jupytext>=1.16",
             "nbclient>=0.10",
             "nbmake>=1.5",
+            "nbformat>=5.10",
             "ipykernel>=6.29",
+            "packaging>=24",
             "ruff>=0.6",
         ],
     },

@@ -17,7 +17,8 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+# Plain text in notebooks too: the widgets of rich need a package of their own there.
+console = Console(stderr=True, force_jupyter=False)
 
 
 def progress_bar() -> Progress:

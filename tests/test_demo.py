@@ -149,6 +149,8 @@ def test_a_second_call_trains_nothing_and_says_the_same(made):
 
 def test_another_seed_in_the_same_folder_is_refused(made, tmp_path):
     out, _, _ = made
-    shutil.copytree(out / "runs", tmp_path / "copy" / "runs")
-    with pytest.raises(DataError, match="another config"):
+    (tmp_path / "copy" / "raw").mkdir(parents=True)
+    shutil.copy(out / "raw" / "phantom.json", tmp_path / "copy" / "raw")
+    with pytest.raises(DataError, match="seed 0, not tiny and 1"):
         counted_demo(tmp_path / "copy", seed=1)
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["raw"]

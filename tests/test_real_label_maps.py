@@ -1,0 +1,97 @@
+"""Real anatomy, perfect truth: dressed WORD maps, each with one organ left, train a network; real scans test it."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from partialseg.data.cards import read_card
+from partialseg.data.phantom import dress_folder
+from partialseg.data.prepare import prepare
+from partialseg.evaluation import evaluate
+from partialseg.inference.predict import predict
+from partialseg.training import read_config, train
+from partialseg.training.config import StageConfig
+
+pytestmark = pytest.mark.slow
+
+WORD_VALUES = {"liver": 1, "spleen": 2, "pancreas": 8, "left_kidney": 3, "right_kidney": 4}
+SPACING_MM = (6.0, 4.0, 4.0)
+
+
+def write_dataset(folder, name, image, label, organs, test_share):
+    """One case with all values but those of `organs` hidden, and a card that says so."""
+    for part in ("images", "labels"):
+        (folder / name / part).mkdir(parents=True)
+    (folder / name / "images" / image.name).symlink_to(image)
+    source = nib.load(label)
+    values = np.asarray(source.dataobj)
+    kept = np.where(np.isin(values, [WORD_VALUES[organ] for organ in organs]), values, 0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(kept, source.affine, source.header), folder / name / "labels" / label.name)
+    lines = [f"  {WORD_VALUES[organ]}: {organ}" for organ in organs]
+    card = folder / f"{name}.md"
+    card.write_text(
+        f"---\nname: {name}\nfiles: {{image: 'images/*.nii.gz', label: 'labels/*.nii.gz'}}\nlabels:\n"
+        + "\n".join(lines)
+        + f"\nannotated: [{', '.join(organs)}]\nsplits: {{test: {test_share}}}\n---\n"
+    )
+    return read_card(card)
+
+
+@pytest.fixture(scope="module")
+def raw_and_cards(real_data, tmp_path_factory):
+    """Five datasets of one case and one organ each, and a sixth, fully annotated, to test on."""
+    folder = tmp_path_factory.mktemp("word")
+    dressed = dress_folder(real_data / "word_labels", folder / "dressed", "word")
+    assert not dressed.problems
+    assert len(dressed.written) == 6
+    cards = []
+    roles = [((organ,), 0.0) for organ in WORD_VALUES] + [(tuple(WORD_VALUES), 1.0)]
+    for image, (organs, test_share) in zip(dressed.written, roles, strict=True):
+        label = folder / "dressed" / "labels" / image.name
+        name = f"word_{organs[0] if len(organs) == 1 else 'all'}"
+        cards.append(write_dataset(folder / "raw", name, image, label, organs, test_share))
+    return folder / "raw", cards
+
+
+@pytest.fixture(scope="module")
+def run(raw_and_cards):
+    raw, cards = raw_and_cards
+    result = prepare(cards, raw, raw.parent / "prepared", spacing_mm=SPACING_MM)
+    assert not result.problems
+    stage = StageConfig(name="single organs", datasets="all", epochs=12, patches_per_dataset=10)
+    config = read_config("demo").model_copy(update={"name": "word", "stages": (stage,)})
+    return train(config, result.prepared, raw.parent / "run")
+
+
+def test_five_single_organ_datasets_teach_all_five_organs(run, raw_and_cards, tmp_path):
+    raw, cards = raw_and_cards
+    predicted = predict(run, [raw], tmp_path / "predictions", card=cards[-1])
+    assert not predicted.problems
+    scores = evaluate(tmp_path / "predictions", raw, cards[-1], tmp_path / "scores").scores
+    dice = scores.set_index("organ")["dice"]
+    assert set(dice.index) == set(WORD_VALUES)
+    assert dice["liver"] > 0.7
+    assert (dice > 0.3).sum() >= 3, dice
+
+
+def test_next_to_nothing_is_found_in_a_pelvis(run, real_data, tmp_path):
+    predicted = predict(run, [real_data / "vhf_pelvis_3mm_no_target_organ_ct.nii.gz"], tmp_path)
+    sidecar = json.loads(next(tmp_path.glob("*.json")).read_text())
+    scan = nib.load(predicted.written[0])
+    pelvis_ml = float(np.prod(scan.header.get_zooms()) * np.prod(scan.shape)) / 1000
+    assert sum(sidecar["volumes_ml"].values()) < 0.02 * pelvis_ml, sidecar
+
+
+def test_real_scans_come_back_in_their_own_geometry(run, real_data, tmp_path):
+    names = ["lidc0001_upper_abdomen_ct.nii.gz", "totalseg_example_3mm_ct.nii.gz"]
+    predicted = predict(run, [*(real_data / name for name in names), real_data / "ts_dicom20"], tmp_path)
+    assert not predicted.problems
+    for name, path in zip(names, predicted.written, strict=False):
+        scan, labels = nib.load(real_data / name), nib.load(path)
+        assert labels.shape == scan.shape
+        assert np.allclose(labels.affine, scan.affine)
+    series = nib.load(predicted.written[2])
+    drawn = nib.load(real_data / "ts_dicom20_seg_v2ids.nii.gz")
+    assert sorted(series.shape) == sorted(drawn.shape)
