@@ -241,7 +241,8 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
 
     Looked at are `raw/<folder>` for each of the card's folders, `raw/<name of the card>` and `raw` itself;
     the first in which the image pattern matches counts. Hidden files are not cases. Where the card says
-    `.nii.gz`, `.nii` will do. A case without its label map is listed, so that reading it gives the error.
+    `.nii.gz`, `.nii` will do. A case whose image or label map alone is there is listed, so that reading it
+    gives the error.
 
     Args:
         card: The dataset's card.
@@ -255,16 +256,20 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
         images = dict(_matches(root, card.files.image))
         if images:
             break
+    else:
+        return []
+    scans = set(images.values())  # a label pattern such as `*.nii.gz` may match these too
+    labels = {star: path for star, path in _matches(root, card.files.label) if path not in scans}
     cases = []
-    for star in images:
+    for star in images.keys() | labels.keys():
         name = _case_name(card.files.image, star)
         if name in card.exclude or any(fnmatch.fnmatchcase(name, pattern) for pattern in card.unlabelled):
             continue
-        label = root / card.files.label.replace("*", star)
-        plain = label.with_name(label.name.removesuffix(".gz"))
-        cases.append(
-            RawCase(card.name, name, images[star], plain if plain.is_file() > label.is_file() else label)
+        image, label = (
+            found.get(star, root / pattern.replace("*", star))
+            for found, pattern in ((images, card.files.image), (labels, card.files.label))
         )
+        cases.append(RawCase(card.name, name, image, label))
     return sorted(cases, key=lambda case: case.name)
 
 

@@ -27,6 +27,7 @@ EXPECTED = {
     "nan_voxels": ("imagesTr", ["2 of 1320 voxels are NaN", "exclude"]),
     "four_axes": ("imagesTr", ["(12, 11, 10, 2)", "expected three axes", "keep one 3D volume"]),
     "zero_axis": ("imagesTr", ["size 0", "convert or download"]),
+    "missing_image": ("imagesTr", ["no such file", "exclude"]),
     "missing_label": ("labelsTr", ["no such file", "exclude"]),
 }
 
@@ -78,6 +79,8 @@ def spoil(kind, image_path, label_path):
         save(image_path, np.stack([image(), image()], axis=-1))
     elif kind == "zero_axis":
         set_axis_to_zero(image_path)
+    elif kind == "missing_image":
+        image_path.unlink()
     elif kind == "missing_label":
         label_path.unlink()
 

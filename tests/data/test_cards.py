@@ -183,6 +183,22 @@ def test_uncompressed_files_will_do(write_card, tmp_path):
     ]
 
 
+def test_a_label_map_without_its_image_is_a_case(write_card, tmp_path):
+    _touch(tmp_path, "img/img1.nii.gz", *(f"label/label{i}.nii.gz" for i in ("1", "2", "07")))
+    cases = find_cases(read_card(write_card()), tmp_path)
+    assert [case.name for case in cases] == ["img1", "img2"]  # 07 is excluded
+    assert cases[1].image == tmp_path / "img/img2.nii.gz"
+    assert cases[1].label == tmp_path / "label/label2.nii.gz"
+
+
+def test_an_image_that_the_label_pattern_matches_too_is_no_label_map(write_card, tmp_path):
+    card = read_card(write_card(("img/img*.nii.gz", "*_ct.nii.gz"), ("label/label*.nii.gz", "*.nii.gz")))
+    _touch(tmp_path, "anna_ct.nii.gz", "anna.nii.gz")
+    assert [(case.name, case.label.name) for case in find_cases(card, tmp_path)] == [
+        ("anna_ct", "anna.nii.gz")
+    ]
+
+
 def test_case_names_and_unlabelled_cases_of_kits19(tmp_path):
     _touch(tmp_path, *(f"kits19/data/case_{i:05d}/imaging.nii.gz" for i in (0, 15, 209, 210, 299)))
     cases = find_cases(read_card("kits19"), tmp_path)
