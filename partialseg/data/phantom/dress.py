@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import binary_dilation, find_objects
 
 from partialseg.data.phantom.anatomy import Patient, layout_of, paint_patient
@@ -21,6 +20,7 @@ from partialseg.data.phantom.label_names import names_for, read_names
 from partialseg.data.phantom.layouts import write_nifti
 from partialseg.data.phantom.scan import render
 from partialseg.data.phantom.tissue import TISSUE_ID, draw_appearance, tissue_of_name
+from partialseg.data.volumes import read_label, to_source_axes
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
 from partialseg.progress import console, track
@@ -170,7 +170,8 @@ def dress_folder(
         DataError: If the folder holds no label maps, or the names cannot be read.
     """
     folder, out = Path(labels_dir), Path(out)
-    paths = sorted(folder.glob("*.nii.gz"))
+    # Hidden files are those of the system, and what another process is just writing.
+    paths = sorted(path for path in folder.glob("*.nii.gz") if not path.name.startswith("."))
     if not paths:
         raise DataError(folder, "holds no *.nii.gz", "name the folder that holds the label maps")
     mapping, origin = names_for(folder, paths) if names is None else (read_names(names), str(names))
@@ -189,45 +190,21 @@ def dress_file(path: Path, out: Path, names: Mapping[int, str], seed: int) -> Pa
     """Dress one label map; returns the image's path.
 
     Raises:
-        DataError: If the map cannot be read, is not 3D, or holds values that are not whole numbers of 0 or more.
+        DataError: If the map cannot be used (see `partialseg.data.volumes.read_label`).
     """
-    source, label = read_map(path)
-    to_ras = io_orientation(source.affine)
-    canonical = apply_orientation(label, to_ras).transpose(2, 1, 0)
-    spacing = tuple(float(s) for s in nib.affines.voxel_sizes(source.affine)[np.argsort(to_ras[:, 0])][::-1])
-    hu = np.empty(canonical.shape, np.int16)
+    label = read_label(path)
+    hu = np.empty(label.array.shape, np.int16)
     # A map's image depends on its name and the seed alone, not on its neighbours.
-    for slab, part in _dressed_slabs(canonical, spacing, names, zlib.crc32(f"{seed} {path.name}".encode())):
+    seed = zlib.crc32(f"{seed} {path.name}".encode())
+    for slab, part in _dressed_slabs(label.array, label.spacing_mm, names, seed):
         hu[slab] = np.rint(part)
-    back = ornt_transform(axcodes2ornt("RAS"), to_ras)
-    array = np.ascontiguousarray(apply_orientation(hu.transpose(2, 1, 0), back))
-    header = source.header.copy()
+    header = label.source.header.copy()
     header.set_data_dtype(np.int16)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
+    array = np.ascontiguousarray(to_source_axes(hu, label))
     image = out / "images" / path.name
     with atomic_path(out / "labels" / path.name) as temporary:
         shutil.copyfile(path, temporary)
-    write_nifti(image, nib.Nifti1Image(array, source.affine, header))
+    write_nifti(image, nib.Nifti1Image(array, label.source.affine, header))
     return image
-
-
-def read_map(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """Read a label map: the image for its geometry, and its values (uint8 or uint16) in the file's own axes."""
-    try:
-        source = nib.load(path)
-        array = np.asanyarray(source.dataobj)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(path, f"cannot be read ({error})", "get the file again") from error
-    if array.ndim != 3 or 0 in array.shape:
-        raise DataError(
-            path, f"has shape {array.shape}, expected a volume of three axes", "give one label map per file"
-        )
-    if not np.all(np.isfinite(source.affine)) or abs(np.linalg.det(source.affine)) < 1e-6:
-        raise DataError(path, "has an affine that cannot be inverted", "repair its header")
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high < 65536) or (array.dtype.kind == "f" and np.any(array != np.rint(array))):
-        raise DataError(
-            path, f"holds values from {low} to {high} that are not labels", "give whole numbers from 0 on"
-        )
-    return source, array.astype(np.uint8 if high < 256 else np.uint16, copy=False)

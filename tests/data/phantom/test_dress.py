@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import nibabel as nib
@@ -5,7 +6,6 @@ import numpy as np
 import pytest
 
 from partialseg.data.phantom import dress_folder, dress_label_map
-from partialseg.data.phantom.dress import read_map
 from partialseg.data.phantom.inside import deeper_than, fill
 from partialseg.data.phantom.label_names import KNOWN, read_names
 from partialseg.data.phantom.tissue import TISSUE_ID
@@ -136,13 +136,22 @@ def test_bad_maps_are_reported_and_the_others_dressed(label, tmp_path):
     write_map(folder / "good.nii.gz", label.transpose(2, 1, 0))
     write_map(folder / "float.nii.gz", np.full((4, 4, 4), 0.5, np.float32))
     write_map(folder / "four.nii.gz", np.zeros((4, 4, 4, 2), np.uint8))
-    (folder / "cut.nii.gz").write_bytes((folder / "good.nii.gz").read_bytes()[:300])
+    write_map(folder / "negative.nii.gz", np.full((4, 4, 4), -1, np.int16))
+    whole = (folder / "good.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[:300])
+    (folder / "flipped_bit.nii.gz").write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    header = bytearray(gzip.decompress(whole))
+    header[70:72] = b"\xff\x7f"  # no such type of voxels
+    (folder / "header.nii.gz").write_bytes(gzip.compress(bytes(header)))
     result = dress_folder(folder, tmp_path / "out", NAMES)
     assert [path.name for path in result.written] == ["good.nii.gz"]
     assert sorted(problem.path.rsplit("/", 1)[1] for problem in result.problems) == [
         "cut.nii.gz",
+        "flipped_bit.nii.gz",
         "float.nii.gz",
         "four.nii.gz",
+        "header.nii.gz",
+        "negative.nii.gz",
     ]
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["good.nii.gz"]
 
@@ -150,12 +159,6 @@ def test_bad_maps_are_reported_and_the_others_dressed(label, tmp_path):
 def test_a_folder_without_maps_is_an_error(tmp_path):
     with pytest.raises(DataError, match="holds no"):
         dress_folder(tmp_path, tmp_path / "out")
-
-
-def test_negative_values_are_not_labels(tmp_path):
-    write_map(tmp_path / "a.nii.gz", np.full((4, 4, 4), -1, np.int16))
-    with pytest.raises(DataError, match="not labels"):
-        read_map(tmp_path / "a.nii.gz")
 
 
 def test_names_come_from_mappings_files_and_sets(tmp_path):
@@ -176,6 +179,14 @@ def test_names_beside_the_maps_are_found(label, tmp_path):
     assert json.loads((dressed(tmp_path) / "names.json").read_text())["5"] == "stomach"
     (tmp_path / "in" / "names.yaml").write_text("1: spleen\n")
     assert json.loads((dressed(tmp_path) / "names.json").read_text()) == {"1": "spleen"}
+
+
+def test_hidden_files_are_no_maps(label, tmp_path):
+    write_map(tmp_path / "in" / "word_1.nii.gz", label.transpose(2, 1, 0)[::2, ::2, ::2])
+    (tmp_path / "in" / "._word_1.nii.gz").write_bytes(b"of the system")
+    result = dress_folder(tmp_path / "in", tmp_path / "out")
+    assert ([path.name for path in result.written], result.problems) == (["word_1.nii.gz"], [])
+    assert json.loads((tmp_path / "out" / "names.json").read_text())["1"] == "liver"
 
 
 def dressed(tmp_path):
