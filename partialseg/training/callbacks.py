@@ -72,14 +72,21 @@ class TermsPerDataset:
         """Rows (dataset, term, mean over the dataset's patches)."""
         rows = []
         for dataset, (images, candidates) in self.patches.items():
-            values: dict[str, list[float]] = {}
-            for image, target in zip(images, candidates, strict=True):
-                logits = model.predict_on_batch(image[None])
-                logits = logits[0] if isinstance(logits, list | tuple) else logits
-                for term, value in self.loss.values(target[None], logits).items():
-                    values.setdefault(term, []).append(float(keras.ops.mean(value)))
-            rows += [(dataset, term, float(np.mean(value))) for term, value in values.items()]
+            of_patches = [
+                self._values(model, image[None], target[None])
+                for image, target in zip(images, candidates, strict=True)
+            ]
+            rows += [
+                (dataset, term, float(np.mean([values[term] for values in of_patches])))
+                for term in of_patches[0]
+            ]
         return rows
+
+    @tf.function(autograph=False)
+    def _values(self, model: keras.Model, image: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The terms of one patch; `predict_on_batch` would return it once for each replica of a strategy."""
+        logits = model(image, training=False)
+        return self.loss.values(candidates, logits[0] if isinstance(logits, list | tuple) else logits)
 
 
 class EpochEnd(keras.callbacks.Callback):
