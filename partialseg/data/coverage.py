@@ -20,9 +20,6 @@ from partialseg.files import write_json, write_text
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
 
-#: In RAS+ the first of each pair has the larger x (unless the organs of the patient lie mirrored).
-_SIDES = (("liver", "spleen"), ("right_kidney", "left_kidney"))
-
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -130,28 +127,8 @@ def check_case(task: CheckTask) -> CheckedCase:
         spacing_mm=image.spacing_mm,
         volumes_ml={organ: float(millilitres[task.classes.index(organ)]) for organ in annotated},
         unsure_ml=float(millilitres[unsure].sum()),
-        notes=(*notes, *side_notes(values, task.classes)),
+        notes=notes,
     )
-
-
-def side_notes(values: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Say where a right-hand organ lies left of its left-hand fellow, as in a mirrored scan.
-
-    Args:
-        values: Label values (a value is its class), `(z, y, x)` in RAS+.
-        classes: Background first.
-
-    Example:
-        >>> side_notes(np.array([[[1, 0, 2]]]), ["background", "liver", "spleen"])
-        ['liver lies to the left of spleen: is the scan mirrored?']
-    """
-    notes = []
-    for right, left in _SIDES:
-        if right in classes and left in classes:
-            centre = [_mean_x(values == classes.index(organ)) for organ in (right, left)]
-            if centre[0] < centre[1]:
-                notes.append(f"{right} lies to the left of {left}: is the scan mirrored?")
-    return notes
 
 
 def as_html(report: dict[str, Any]) -> str:
@@ -202,9 +179,3 @@ def _entry(case: CheckedCase) -> dict[str, Any]:
         "notes": list(case.notes),
         "good": not case.problems,
     }
-
-
-def _mean_x(mask: np.ndarray) -> float:
-    """Mean index along x; NaN for an empty mask, which is neither left nor right of anything."""
-    along_x = mask.sum(axis=(0, 1))
-    return float(along_x @ np.arange(len(along_x)) / along_x.sum()) if along_x.any() else float("nan")
