@@ -13,7 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    model_validator,
+    field_validator,
 )
 
 from partialseg.data.prepared import Prepared
@@ -23,6 +23,13 @@ from partialseg.files import write_text
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _some_each_once(entries: Any) -> Any:
+    """Return `entries` if there are any, each once."""
+    if not entries or len(set(entries)) < len(entries):
+        raise ValueError("at least one is needed, and each once")
+    return entries
 
 
 class NetworkConfig(_Section):
@@ -42,6 +49,20 @@ class NetworkConfig(_Section):
     deep_supervision: bool = False
     window_hu: tuple[float, float] = (-200.0, 300.0)
 
+    @field_validator("strides")
+    @classmethod
+    def _two_stages_at_least(cls, strides: tuple) -> tuple:
+        if len(strides) < 2:
+            raise ValueError("at least two stages are needed")
+        return strides
+
+    @field_validator("window_hu")
+    @classmethod
+    def _low_before_high(cls, window_hu: tuple[float, float]) -> tuple[float, float]:
+        if not window_hu[0] < window_hu[1]:
+            raise ValueError("the lower end must come first")
+        return window_hu
+
 
 class LossConfig(_Section):
     """What `partialseg.losses.PartialSupervision` takes; see there."""
@@ -50,6 +71,11 @@ class LossConfig(_Section):
     exclusion: float = Field(2.0, ge=0)
     terms: tuple[Literal["mCE", "mDC", "eCE", "eDC"], ...] = ("mCE", "mDC", "eCE", "eDC")
     class_reduction: Literal["mean", "sum"] = "mean"
+
+    @field_validator("terms")
+    @classmethod
+    def _some_terms_each_once(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
+        return _some_each_once(terms)
 
 
 class OptimizerConfig(_Section):
@@ -94,6 +120,11 @@ class StageConfig(_Section):
     patches_per_dataset: PositiveInt
     schedule: ScheduleConfig | None = None
 
+    @field_validator("datasets")
+    @classmethod
+    def _some_datasets_each_once(cls, datasets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return datasets if isinstance(datasets, str) else _some_each_once(datasets)
+
 
 class TrainingConfig(_Section):
     """A whole experiment. The defaults are the paper's numbers, but for a learning rate that trains well.
@@ -113,7 +144,7 @@ class TrainingConfig(_Section):
 
     name: str
     description: str = ""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 190, 190)
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
@@ -128,11 +159,11 @@ class TrainingConfig(_Section):
     monitor_patches: PositiveInt = 2
     workers: PositiveInt = 2
 
-    @model_validator(mode="after")
-    def _some_stage(self) -> TrainingConfig:
-        if not self.stages:
-            raise ValueError("stages: at least one is needed")
-        return self
+    @field_validator("stages")
+    @classmethod
+    def _some_stages_with_names_of_their_own(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        _some_each_once([stage.name for stage in stages])  # logs and curves tell stages apart by name
+        return stages
 
 
 def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:

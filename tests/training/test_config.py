@@ -12,6 +12,7 @@ from partialseg.training.config import (
     write_config,
 )
 
+STAGE = "{name: one, datasets: all, epochs: 1, patches_per_dataset: 1}"
 CLASSES = ("background", "liver", "spleen")
 
 
@@ -53,7 +54,14 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nbatch_sise: 2\n", "batch_sise"),
         ("name: x\nbatch_size: 0\n", "batch_size"),
         ("name: x\nlosses: {terms: [mCE, dice]}\n", "losses.terms.1"),
+        ("name: x\nlosses: {terms: []}\n", "losses.terms"),
+        ("name: x\nlosses: {terms: [mCE, mCE]}\n", "each once"),
+        ("name: x\nnetwork: {strides: [[1, 1, 1]]}\n", "network.strides"),
+        ("name: x\nnetwork: {window_hu: [300, -200]}\n", "network.window_hu"),
+        ("name: x\nseed: -1\n", "seed"),
         ("name: x\nstages: []\n", "at least one"),
+        (f"name: x\nstages: [{STAGE}, {STAGE}]\n", "each once"),
+        (f"name: x\nstages: [{STAGE.replace('all', '[]')}]\n", "stages.0.datasets"),
         ("- a list\n", "the file"),
         ("name: [\n", "is not YAML"),
     ],
