@@ -61,14 +61,27 @@ def read_front_matter(file: Path) -> FrontMatter:
             the line.
     """
     try:
-        lines = [line.rstrip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.rstrip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         raise DataError(
             file, "has no front matter", "start the file with YAML between two lines that hold only `---`"
         )
-    loader = yaml.SafeLoader("\n".join(lines[1 : lines.index("---", 1)]))
+    try:
+        return _parse("\n".join(lines[1 : lines.index("---", 1)]), file)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + FIRST_LINE if error.problem_mark else FIRST_LINE
+        raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
+    except DataError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a control character; a date that no calendar has
+        raise DataError(file, f"its front matter is not YAML ({error})", "mend it") from error
+
+
+def _parse(text: str, file: Path) -> FrontMatter:
+    """Read YAML that must be a mapping without repeated keys."""
+    loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -79,9 +92,6 @@ def read_front_matter(file: Path) -> FrontMatter:
             )
         _refuse_repeated_keys(node, file)
         return FrontMatter(loader.construct_document(node), node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + FIRST_LINE if error.problem_mark else FIRST_LINE
-        raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
     finally:
         loader.dispose()
 

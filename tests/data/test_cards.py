@@ -147,11 +147,19 @@ def test_an_error_names_file_line_and_field(write_card, replacements, line, fiel
         ([("title: Toy", "title: [Toy")], "line 4: is not YAML"),
         ([("  3: background", "  1: background")], "line 12: `1` is there twice"),
         ([(CARD.split("---\n")[1], "- a list\n")], "line 2: expected `field: value`"),
+        ([("title: Toy", "title: To\x07y")], "not YAML .*character"),
+        ([("title: Toy", "title: 2023-02-30")], "not YAML .*day is out of range"),
     ],
 )
 def test_what_is_not_yaml_fields_is_told_by_line(write_card, replacements, words):
     with pytest.raises(DataError, match=words):
         read_card(write_card(*replacements))
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_card(write_card):
+    path = write_card()
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_card(path).name == "toy"
 
 
 def test_cases_are_found_in_the_first_folder_that_holds_any(write_card, tmp_path):
