@@ -20,7 +20,7 @@ def candidates(label: np.ndarray, table: np.ndarray) -> np.ndarray:
         uint8 of 0 and 1, shape `label.shape + (classes,)`.
 
     Raises:
-        ValueError: If a label value has no row in the table.
+        ValueError: If a label value is no whole number, or has no row in the table.
 
     Example:
         >>> liver_only = np.array([[1, 0, 1], [0, 1, 0]])  # classes: background, liver, spleen
@@ -29,6 +29,11 @@ def candidates(label: np.ndarray, table: np.ndarray) -> np.ndarray:
     """
     label = np.asarray(label)
     table = np.asarray(table, dtype=np.uint8)
+    if label.dtype.kind not in "iu":  # NumPy would take a mask for a choice of rows, and refuse whole floats
+        whole = label.astype(np.int64)
+        if (whole != label).any():
+            raise ValueError("the label map holds values that are no whole numbers: read it with read_label")
+        label = whole
     if label.size and (label.min() < 0 or label.max() >= len(table)):
         raise ValueError(
             f"the label map holds values {label.min()} to {label.max()}, but the table has rows for 0 to "

@@ -46,6 +46,18 @@ def test_an_empty_label_map_has_no_candidates():
     )
 
 
+@pytest.mark.parametrize("dtype", [bool, np.float32, np.int64])
+def test_whole_numbers_of_any_type_will_do(dtype):
+    table = candidate_table(CLASSES, ["liver"])
+    label = np.array([[[0, 1], [1, 0]]])
+    np.testing.assert_array_equal(candidates(label.astype(dtype), table), candidates(label, table))
+
+
+def test_other_numbers_are_refused():
+    with pytest.raises(ValueError, match="no whole numbers"):
+        candidates(np.array([0.5, 1.0]), candidate_table(CLASSES, ["liver"]))
+
+
 @pytest.mark.parametrize("value", [-1, 6])
 def test_a_value_without_a_row_is_refused(value):
     with pytest.raises(ValueError, match="rows for 0 to 5"):
