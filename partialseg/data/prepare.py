@@ -308,7 +308,10 @@ def _prepared_before(task: PrepareTask) -> Case | None:
     entry = task.folder / "case.json"
     if not all((task.folder / name).is_file() for name in ("case.json", *_ARRAYS)):
         return None
-    content = json.loads(entry.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(entry.read_text(encoding="utf-8"))
+    except ValueError:  # a machine that lost its power may leave a file empty
+        return None
     if content.get("fingerprint") != task.fingerprint:
         return None
     return dataclasses.replace(Case.from_json(content), split=task.split)

@@ -185,6 +185,14 @@ def test_case_that_is_not_whole_is_prepared_again(tmp_path, raw, lost):
     assert {path.name for path in (tmp_path / "out" / "small" / "anna_ct").iterdir()} == FILES
 
 
+def test_case_with_an_empty_entry_is_prepared_again(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    (tmp_path / "out" / "small" / "anna_ct" / "case.json").write_text("")
+    result = run(card, raw, tmp_path / "out")
+    assert (result.done, result.skipped, result.problems) == (1, 2, [])
+
+
 def test_left_overs_of_a_killed_run_are_removed(tmp_path, raw):
     left_over = tmp_path / "out" / "small" / ".partial-0123abcd-anna_ct"
     left_over.mkdir(parents=True)
