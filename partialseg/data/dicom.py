@@ -167,5 +167,8 @@ def _hounsfield(dataset: pydicom.Dataset, folder: Path) -> np.ndarray:
             f"its pixels cannot be decoded ({error})",
             "export it uncompressed",
         ) from error
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    given = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")  # None where absent or empty
+    slope, intercept = (
+        usual if value is None else float(value) for value, usual in zip(given, (1, 0), strict=True)
+    )
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -80,6 +80,11 @@ def test_one_slice_takes_its_thickness(tmp_path, pixels):
     assert read_image(tmp_path).spacing_mm == pytest.approx((3, 0.9, 0.7))
 
 
+def test_an_empty_rescale_changes_nothing(tmp_path, pixels):
+    write_slice(tmp_path / "a", pixels[0], (0, 0, 0), RescaleSlope=None, RescaleIntercept=None)
+    assert read_image(tmp_path).array.max() == pixels[0].max()
+
+
 @pytest.mark.parametrize(
     ("position", "changes", "words"),
     [
