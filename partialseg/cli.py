@@ -174,14 +174,9 @@ def train(
     In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
     terms.csv (every loss term for every dataset) and TensorBoard logs.
     """
-    from partialseg.training.callbacks import LossIsNotFiniteError
     from partialseg.training.trainer import train as run_train
 
-    try:
-        run = run_train(config, prepared, out, start_from=start_from)
-    except LossIsNotFiniteError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    run = run_train(config, prepared, out, start_from=start_from)
     typer.echo(f"Network: {run.model_path}")
 
 
@@ -339,7 +334,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML report.
 
-    In: a run folder, or a folder with study.json. Out: report.html in it, with tables, curves and pictures.
+    In: a run folder, with what `partialseg evaluate` wrote to RUN/scores or RUN/scores_..., or a folder with
+    study.json. Out: report.html in it, with tables, curves and pictures.
     """
     from partialseg.report.html import report_run
 

@@ -154,8 +154,7 @@ class _Study:
         try:
             return train(config, prepared, self.out / "runs" / network.name, start_from=start)
         except LossIsNotFiniteError as error:
-            remedy = "give another config and another folder"
-            self._note([DataError(self.out / "runs" / network.name, str(error), remedy)])
+            self._note([error])
             return None
 
     def _prepare(self, data: TrainingData) -> Prepared:

@@ -12,14 +12,15 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import Progress as ProgressBar
 
+from partialseg.errors import DataError
 from partialseg.files import atomic_path
 from partialseg.losses import PartialSupervision
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
 
 
-class LossIsNotFiniteError(RuntimeError):
-    """Training diverged: what was seen and what to change."""
+class LossIsNotFiniteError(DataError):
+    """Training diverged: in which run, what was seen and what to change."""
 
 
 def schedule_step(
@@ -129,8 +130,9 @@ class EpochEnd(keras.callbacks.Callback):
         loss = float((logs or {})["loss"])
         if not math.isfinite(loss):
             raise LossIsNotFiniteError(
-                f"stage {self.stage.name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}. "
-                "Lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder."
+                self.folder,
+                f"stage {self.stage.name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}",
+                "lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder",
             )
         bar, task = self.bar
         bar.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")

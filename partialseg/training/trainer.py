@@ -122,7 +122,7 @@ def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distr
         raise DataError(
             config.name,
             f"batch_size {config.batch_size} cannot be shared evenly by {replicas} devices",
-            f"set batch_size to a multiple of {replicas}, or name fewer devices",
+            f"set batch_size to a multiple of {replicas}, or let fewer be seen (CUDA_VISIBLE_DEVICES)",
         )
     return strategy
 

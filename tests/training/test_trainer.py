@@ -123,8 +123,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(config, tin
     wild = config.model_copy(
         update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e30})}
     )
-    with pytest.raises(LossIsNotFiniteError, match="learning_rate"):
+    with pytest.raises(LossIsNotFiniteError, match="learning_rate") as error:
         train(wild, tiny_prepared, tmp_path / "run")
+    assert isinstance(error.value, DataError)  # which every command prints on one line
+    assert str(error.value).startswith(str(tmp_path / "run"))
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(config, tiny_prepared, tmp_path):
