@@ -10,7 +10,7 @@ from keras import layers
 
 from partialseg.models.layers import CropToInput, NormalizeHU, PadToMultiple
 
-#: nnU-Net's topology for 48 x 190 x 190 patches of 3 x 1.5 x 1.5 mm: six stages, depth halved four times.
+#: nnU-Net's topology for 48 x 190 x 190 patches of 3 x 1.5 x 1.5 mm: six stages, depth halved three times.
 PAPER_STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
 
 
