@@ -12,6 +12,7 @@ RUN/checkpoint/        while it trains: the last epoch's weights and optimiser, 
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ class Run:
         """Load the trained network, without its optimiser.
 
         Raises:
-            DataError: If training has not ended.
+            DataError: If training has not ended, or the file is damaged.
         """
         if not self.model_path.is_file():
             raise DataError(
@@ -68,7 +69,11 @@ class Run:
 
         import partialseg.models  # noqa: F401  (registers the layers that the file names)
 
-        return keras.saving.load_model(self.model_path, compile=False)
+        try:
+            return keras.saving.load_model(self.model_path, compile=False)
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+            problem = f"cannot be read as a network ({error})"
+            raise DataError(self.model_path, problem, "copy it again from where it was trained") from error
 
 
 def write_run(run: Run, versions: dict[str, str]) -> None:
@@ -90,7 +95,7 @@ def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
     Raises:
-        DataError: If it is not one.
+        DataError: If it is not one, or its files are damaged.
     """
     folder = Path(folder)
     path = folder / "run.json"
@@ -98,11 +103,16 @@ def read_run(folder: str | Path) -> Run:
         raise DataError(
             path, "there is no run", f"run `partialseg train CONFIG --prepared DIR --out {folder}`"
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Run(
-        folder=folder,
-        config=read_config(folder / "config.yaml"),
-        classes=tuple(content["classes"]),
-        spacing_mm=tuple(content["spacing_mm"]),
-        datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
-    )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Run(
+            folder=folder,
+            config=read_config(folder / "config.yaml"),
+            classes=tuple(content["classes"]),
+            spacing_mm=tuple(content["spacing_mm"]),
+            datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            path, f"does not describe a run ({error!r})", "copy the run folder again, or train anew"
+        ) from error
