@@ -87,4 +87,4 @@ def _kidney_tumour(canvas: Canvas, kidney: Kidney, rng: np.random.Generator) -> 
             return
         canvas.paint(box, (d < 0) & free, "kidney_tumour", kidney.organ + SUFFIX)
         if radius > 18:  # a dead core
-            canvas.paint(box, d < -0.55 * radius, "cyst", kidney.organ + SUFFIX)
+            canvas.paint(box, (d < -0.55 * radius) & free, "cyst", kidney.organ + SUFFIX)

@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from partialseg.data.classes import PAPER_ORGANS
+from partialseg.data.phantom import tumours
 from partialseg.data.phantom.anatomy import paint_patient
 from partialseg.data.phantom.cohorts import COHORTS, draw_patient, draw_scan
 from partialseg.data.phantom.layouts import truth_labels
@@ -100,3 +103,17 @@ def test_the_fully_annotated_cohort_is_narrower_than_the_others():
     assert np.ptp(scans["btcv"]) < 0.4
     assert max(scans["kits19"]) < min(scans["btcv"])
     assert np.ptp(scans["msd_liver"]) > 1.5
+
+
+def test_kidney_tumours_grow_into_no_bone_muscle_or_lung():
+    kits = next(cohort for cohort in COHORTS if cohort.dataset == "kits19")
+    grown = 0
+    for case in range(6):
+        patient = draw_patient(kits, (0, *kits.dataset.encode(), case))
+        bare = paint_patient(dataclasses.replace(patient, tumours={}), AXES)
+        canvas = paint_patient(patient, AXES)
+        kept = np.isin(bare.tissue, [TISSUE_ID[name] for name in tumours._BONE if name in TISSUE_ID])
+        tumour = (truth_labels(canvas) > 3) & (truth_labels(bare) <= 3)
+        grown += int(tumour.sum())
+        assert not (tumour & kept).any(), f"case {case}"
+    assert grown > 0
