@@ -66,3 +66,12 @@ def test_what_needs_no_tensorflow_does_not_import_it():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_page_lists_every_module():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for path in _modules():
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        listed_as_a_whole = parts[0] == "study" or parts[:2] == ("data", "phantom")
+        if not parts[-1].startswith("_") and not listed_as_a_whole:
+            assert f"`{'.'.join(parts)}`" in page
