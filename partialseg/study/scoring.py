@@ -33,13 +33,15 @@ def score_network(run: Run, card: Card, raw: Path, predictions: Path, scores: Pa
         scores: Folder for `scores.csv` and the tables.
 
     Returns:
-        What was wrong with single cases.
+        What was wrong with single cases. Where no case could be predicted there are no scores.
 
     Raises:
-        DataError: If nothing could be predicted.
+        DataError: If the dataset has no test case.
     """
     network = _identity(run)
     done, problems = _predict_missing(run, card, raw, predictions, network)
+    if problems and not any(predictions.glob("*.nii.gz")):
+        return problems
     if done or not _is_of(scores, network) or _read(scores)["problems"]:
         (scores / _OF_NETWORK).unlink(missing_ok=True)
         found = evaluate(predictions, raw, card, scores, split="test").problems
@@ -69,8 +71,8 @@ def _predict_missing(
     waiting = [case for case in cases if splits[case.name] == "test" and case.name not in there]
     if not waiting:
         return 0, []
-    if not _is_of(out, network):  # of another network: their cases must not be taken for this one's
-        for path in out.glob("*.json"):
+    if not _is_of(out, network):  # of another network: they must not be taken for this one's
+        for path in [*out.glob("*.json"), *out.glob("*.nii.gz")]:
             path.unlink()
         write_json(out / _OF_NETWORK, network)
     model, done, problems = run.load_model(), 0, []
