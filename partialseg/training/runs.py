@@ -35,6 +35,7 @@ class Run:
         classes: Background, then the organs: the order of the logits.
         spacing_mm: Voxel size `(z, y, x)` in mm that the network expects.
         datasets: Names of the datasets and their annotated organs.
+        started_from: The run whose weights it began with, as a path from its own folder; None: random ones.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Run:
     classes: tuple[str, ...]
     spacing_mm: tuple[float, float, float]
     datasets: dict[str, tuple[str, ...]]
+    started_from: str | None = None
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -86,6 +88,7 @@ def write_run(run: Run, versions: dict[str, str]) -> None:
             "spacing_mm": run.spacing_mm,
             "patch_size": run.patch_size,
             "datasets": run.datasets,
+            "started_from": run.started_from,
             "versions": versions,
         },
     )
@@ -111,6 +114,7 @@ def read_run(folder: str | Path) -> Run:
             classes=tuple(content["classes"]),
             spacing_mm=tuple(content["spacing_mm"]),
             datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
+            started_from=content.get("started_from"),
         )
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,10 @@ def train(
     """
     config = config if isinstance(config, TrainingConfig) else read_config(config)
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
-    run = _open_run(config, prepared, Path(out))
+    if start_from is not None and not isinstance(start_from, Run):
+        start_from = read_run(start_from)
+    first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
+    run = _open_run(config, prepared, Path(out), start_from)
     if run.model_path.is_file():
         return run
     strategy = _strategy(config, devices)
@@ -63,8 +67,8 @@ def train(
         model = build_model(config, len(prepared.classes))
         loss = PartialSupervision(**config.losses.model_dump(), name="loss")
         _compile(model, config, loss)
-        if start_from is not None:
-            _take_weights(model, run, start_from if isinstance(start_from, Run) else read_run(start_from))
+        if first_weights is not None:
+            model.set_weights(first_weights)
         progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
     terms = TermsPerDataset(loss, _monitor_patches(config, prepared))
     writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
@@ -86,7 +90,7 @@ def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     return unet(num_classes, **config.network.model_dump())
 
 
-def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path) -> Run:
+def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
     """Write config.yaml and run.json, or check that those there say the same."""
     run = Run(
         folder=folder,
@@ -94,15 +98,16 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path) -> Run:
         classes=prepared.classes,
         spacing_mm=prepared.spacing_mm,
         datasets={name: dataset.annotated for name, dataset in prepared.datasets.items()},
+        started_from=None if start_from is None else os.path.relpath(start_from.folder, folder),
     )
     if (folder / "run.json").is_file():
         earlier = read_run(folder)
-        for what in ("config", "classes", "spacing_mm", "datasets"):
+        for what in ("config", "classes", "spacing_mm", "datasets", "started_from"):
             if getattr(earlier, what) != getattr(run, what):
                 raise DataError(
                     folder,
                     f"holds a run with another {what}",
-                    "give the same config and data to continue it, or another folder for a new run",
+                    "give the same config, data and first weights to continue it, or another folder for a new run",
                 )
         return run
     versions = {
@@ -153,19 +158,21 @@ def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tu
     }
 
 
-def _take_weights(model: keras.Model, run: Run, earlier: Run) -> None:
+def _weights_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> list[np.ndarray]:
+    """The weights of a finished run, once it is sure that they fit."""
     for what in ("classes", "spacing_mm"):
-        if getattr(earlier, what) != getattr(run, what):
+        if getattr(earlier, what) != getattr(prepared, what):
             raise DataError(
                 earlier.folder,
-                f"its {what} {getattr(earlier, what)} are not those of the new run, {getattr(run, what)}",
-                "start from a run on the same prepared data, or from none",
+                f"its {what} {getattr(earlier, what)} are not those of the prepared data, "
+                f"{getattr(prepared, what)}",
+                "start from a run on data prepared alike, or from none",
             )
-    if earlier.config.network != run.config.network:
+    if earlier.config.network != config.network:
         raise DataError(
             earlier.folder, "has another network", "copy its `network` section into the new config"
         )
-    model.set_weights(earlier.load_model().get_weights())
+    return earlier.load_model().get_weights()
 
 
 def _resume(model: keras.Model, run: Run) -> Progress | None:

@@ -106,6 +106,16 @@ def test_starting_from_a_run_takes_its_weights(run, config, tiny_prepared, tmp_p
     second = train(still, tiny_prepared, tmp_path / "run", start_from=run)
     for mine, theirs in zip(weights(second), weights(run), strict=True):
         assert np.allclose(mine, theirs, atol=1e-6)
+    assert train(still, tiny_prepared, second.folder, start_from=run) == second
+    with pytest.raises(DataError, match="another started_from"):
+        train(still, tiny_prepared, second.folder)
+
+
+def test_a_run_with_another_network_is_no_start_and_leaves_no_folder(run, config, tiny_prepared, tmp_path):
+    wider = config.model_copy(update={"network": config.network.model_copy(update={"base_channels": 5})})
+    with pytest.raises(DataError, match="another network"):
+        train(wider, tiny_prepared, tmp_path / "run", start_from=run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_deep_supervision_trains(config, tiny_prepared, tmp_path):
