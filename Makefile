@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-fast lint notebooks clean
+.PHONY: venv demo test test-slow lint notebooks clean
 
 venv: .venv/installed
 
@@ -17,11 +17,11 @@ demo: venv
 	$(BIN)/partialseg demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" --durations=15
 
-# Without what takes longer than a few seconds.
-test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+# Whole trainings: the demo, a study, real label maps dressed as CT.
+test-slow: venv
+	$(BIN)/python -m pytest -m slow --durations=15
 
 lint: venv
 	$(BIN)/ruff check .
