@@ -11,7 +11,7 @@ from partialseg.data.phantom import dress_folder, write_phantom
 from partialseg.data.prepare import prepare
 from partialseg.evaluation import evaluate
 from partialseg.inference.predict import predict
-from partialseg.training import read_config, train
+from partialseg.training import train
 
 pytestmark = pytest.mark.slow
 
