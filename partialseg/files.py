@@ -29,12 +29,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
+    token = uuid.uuid4().hex[:8]
+    temporary = path.with_name(f".partial-{token}-{path.name}")
+    replaced = path.with_name(f".partial-{token}-replaced-{path.name}")
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
+            os.replace(path, replaced)  # a folder cannot be renamed over another; a kill here loses neither
         os.replace(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -131,7 +131,6 @@ def predict_scan(
     image = resample_image(scan.array, scan.spacing_mm, run.spacing_mm)
     probabilities = predict_volume(model, image, run.patch_size, overlap, batch_size, progress)
     labels = resample_back(probabilities, run.spacing_mm, scan.array.shape, scan.spacing_mm)
-    write_label_map(out, labels, like=scan)
     volumes_ml = _volumes_ml(labels, scan.spacing_mm, run.classes)
     write_json(
         out.with_name(f"{_stem(out)}.json"),
@@ -144,6 +143,8 @@ def predict_scan(
             "overlap": overlap,
         },
     )
+    # Last: a label map without the file that says its classes would be read with others.
+    write_label_map(out, labels, like=scan)
     return volumes_ml
 
 

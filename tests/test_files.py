@@ -1,0 +1,57 @@
+import pickle
+
+import pytest
+
+from partialseg.errors import DataError
+from partialseg.files import atomic_path, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_under_its_name_alone(tmp_path):
+    write_text(tmp_path / "deep" / "note.txt", "é")
+    assert (tmp_path / "deep" / "note.txt").read_text(encoding="utf-8") == "é"
+    assert names(tmp_path / "deep") == ["note.txt"]
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    write_json(tmp_path / "a.json", {"kept": 1})
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["a.json"]
+    assert "kept" in (tmp_path / "a.json").read_text()
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    for content in ("first", "second"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["second"]
+
+
+def test_a_failed_folder_leaves_the_one_before(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["kept"]
+
+
+def test_temporary_names_keep_the_suffixes(tmp_path):
+    with atomic_path(tmp_path / "case.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        assert temporary.parent == tmp_path
+        temporary.touch()
+
+
+def test_a_data_error_is_one_line_and_crosses_processes():
+    error = pickle.loads(pickle.dumps(DataError("a.nii.gz", "is\n  odd", "mend it")))
+    assert str(error) == "a.nii.gz: is odd; mend it"
+    assert error.path == "a.nii.gz"
