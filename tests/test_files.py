@@ -6,6 +6,11 @@ from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json, write_text
 
 
+def fail(action):
+    action()
+    raise RuntimeError
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -19,8 +24,7 @@ def test_a_file_appears_under_its_name_alone(tmp_path):
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     write_json(tmp_path / "a.json", {"kept": 1})
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.json") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+        fail(lambda: temporary.write_text("half"))
     assert names(tmp_path) == ["a.json"]
     assert "kept" in (tmp_path / "a.json").read_text()
 
@@ -38,8 +42,7 @@ def test_a_failed_folder_leaves_the_one_before(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "kept").touch()
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "folder") as temporary:
-        temporary.mkdir()
-        raise RuntimeError
+        fail(temporary.mkdir)
     assert names(tmp_path) == ["folder"]
     assert names(tmp_path / "folder") == ["kept"]
 
