@@ -154,6 +154,14 @@ def prepare(
         )
     result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, workers)
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
+    datasets = result.prepared.datasets.values()
+    typer.echo(f"datasets: {', '.join(dataset.name for dataset in datasets)}")
+    typer.echo(f"classes: {', '.join(result.prepared.classes)}")
+    annotated = {name for dataset in datasets for name in dataset.annotated}
+    if unsupervised := [name for name in result.prepared.organs if name not in annotated]:
+        typer.echo(
+            f"no dataset here annotates {', '.join(unsupervised)}: a network learns nothing about them"
+        )
     _finish(result.problems)
 
 
@@ -242,6 +250,8 @@ def evaluate(
     result = run_evaluate(predictions, truth, _card(card), out, None if split is None else split.value)
     if len(result.scores):
         Console().print(render_table(organ_table(result.scores)))
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     _finish(result.problems)
 
 
@@ -386,6 +396,11 @@ def main() -> None:
         app()
     except DataError as error:
         typer.echo(f"{error}\n1 problem", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written, a file where a folder should be
+        typer.echo(
+            f"{error.filename or 'files'}: {error.strerror or error}; give another place\n1 problem", err=True
+        )
         sys.exit(1)
 
 

@@ -74,7 +74,11 @@ def prepared(folder, raw):
     out = folder / "prepared"
     ended = call("prepare", *CARDS, "--raw", raw, "--out", out, "--spacing", 6, 6, 6, "--workers", 1)
     assert ended.status == 0, ended
-    assert ended.out == f"12 cases prepared, 0 were there already: {out}\n"
+    assert ended.out.splitlines() == [
+        f"12 cases prepared, 0 were there already: {out}",
+        f"datasets: {', '.join(CARDS)}",
+        "classes: background, liver, spleen, pancreas, left_kidney, right_kidney",
+    ]
     return out
 
 
@@ -238,7 +242,7 @@ def test_prepare_again_keeps_what_is_there(raw, prepared):
     before = (prepared / "manifest.json").read_bytes()
     again = call("prepare", *CARDS, "--raw", raw, "--out", prepared, "--spacing", 6, 6, 6, "--workers", 1)
     assert again.status == 0
-    assert again.out == f"0 cases prepared, 12 were there already: {prepared}\n"
+    assert again.out.startswith(f"0 cases prepared, 12 were there already: {prepared}\n")
     assert (prepared / "manifest.json").read_bytes() == before
 
 
@@ -378,3 +382,11 @@ def test_the_console_script_is_installed_and_says_help_without_tensorflow():
         sys.executable, "-c", "import partialseg.cli, sys; print('tensorflow' in sys.modules)"
     )
     assert loaded.stdout.strip() == "False"
+
+
+def test_an_output_folder_that_is_a_file_is_one_line(tmp_path, prepared):
+    (tmp_path / "file").touch()
+    ended = call("train", "tiny", "--prepared", prepared, "--out", tmp_path / "file")
+    assert ended.status == 1
+    assert str(tmp_path / "file") in ended.err
+    assert "Traceback" not in ended.err

@@ -95,8 +95,7 @@ def prepare(
         raw: A folder that holds one or several raw datasets.
         out: The folder to write; what is there already and still holds is kept.
         spacing_mm: Voxel size `(z, y, x)`; the paper's unless given.
-        organs: The organs that become classes 1, 2, …; None for those of the paper or, where a card
-            annotates others too, all that any card annotates.
+        organs: The organs that become classes 1, 2, …; None for all that any card annotates.
         workers: Number of processes; None for one per processor.
 
     Returns:
@@ -132,22 +131,22 @@ def prepare(
     prepared = Prepared(out, classes, (z, y, x), datasets, tuple(cases))
     if cases:
         write_manifest(prepared)
-    else:
-        (out / "manifest.json").unlink(missing_ok=True)
+    else:  # a manifest of other cards that is there still describes them
         problems.append(DataError(out, "no case could be prepared", "correct the problems named before"))
     return PrepareResult(prepared, problems, len(cases) - len(skipped), len(skipped))
 
 
 def choose_organs(cards: Sequence[Card]) -> tuple[str, ...]:
-    """The paper's organs where the cards annotate no others, else all that any card annotates, in order.
+    """All organs that any card annotates: the paper's in its order, then others as they come.
 
     Example:
         >>> from partialseg.data.cards import read_card
-        >>> choose_organs([read_card("msd_spleen")])
-        ('liver', 'spleen', 'pancreas', 'left_kidney', 'right_kidney')
+        >>> choose_organs([read_card("kits19"), read_card("msd_spleen")])
+        ('spleen', 'left_kidney', 'right_kidney')
     """
-    annotated = tuple(dict.fromkeys(organ for card in cards for organ in card.annotated))
-    return PAPER_ORGANS if set(annotated) <= set(PAPER_ORGANS) else annotated
+    annotated = dict.fromkeys(organ for card in cards for organ in card.annotated)
+    paper = [organ for organ in PAPER_ORGANS if organ in annotated]
+    return (*paper, *(organ for organ in annotated if organ not in PAPER_ORGANS))
 
 
 def list_raw_cases(

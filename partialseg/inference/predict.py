@@ -194,7 +194,14 @@ def _plain_scans(entry: Path) -> list[tuple[str, Path]]:
     if entry.is_dir():
         # Hidden files are those of the system, and what another process is just writing.
         visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
-        files = [path for path in visible if path.is_file() and path.name.endswith(_SUFFIXES)] or files
+        inside = [path for path in visible if path.is_file()]
+        if not inside:
+            raise DataError(
+                entry,
+                "holds no file, neither NIfTI nor DICOM",
+                "give the folder of the scans; for a raw dataset name its --card",
+            )
+        files = [path for path in inside if path.name.endswith(_SUFFIXES)] or files
     return [(case_name(path), path) for path in files]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
 from partialseg.inference.sliding_window import first_output
 
@@ -30,11 +31,13 @@ def export(
 
     Args:
         model: Float32 HU `(batch, depth, height, width, 1)` to logits. Of several outputs the first counts.
-        path: Folder to write, as a whole or not at all; a SavedModel that is there is replaced.
+        path: Folder to write, as a whole or not at all; a SavedModel that is there is replaced, anything
+            else is left alone.
         spacing_mm: Voxel size `(z, y, x)` that the model expects.
         classes: Background, then the organs.
 
     Raises:
+        DataError: If `path` is a file, or a folder that holds something else than a SavedModel.
         ValueError: If Keras does not run on TensorFlow, or `classes` are not as many as the model has.
 
     Example:
@@ -47,7 +50,11 @@ def export(
         >>> reloaded.serve(tf.zeros((1, 4, 5, 6)))["labels"].shape
         TensorShape([1, 4, 5, 6])
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").is_file()):
+        raise DataError(
+            path, "is there and is no SavedModel, which alone would be replaced", "give a new folder"
+        )
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"a SavedModel is made with Keras on TensorFlow, but it runs on {keras.backend.backend()}: "

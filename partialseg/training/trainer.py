@@ -57,6 +57,8 @@ def train(
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
         start_from = read_run(start_from)
+    for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
+        stage_datasets(stage, prepared)
     first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
     run = _open_run(config, prepared, Path(out), start_from)
     if run.model_path.is_file():

@@ -11,6 +11,7 @@ import pytest
 
 from partialseg.data import prepare as prepare_module
 from partialseg.data.cards import read_card
+from partialseg.data.classes import PAPER_ORGANS
 from partialseg.data.prepare import choose_foreground, choose_organs, prepare
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
@@ -67,8 +68,8 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
-def run(card, raw, out, spacing_mm=(2.0, 2.0, 2.0), workers=1, **settings):
-    return prepare([card], raw, out, spacing_mm=spacing_mm, workers=workers, **settings)
+def run(card, raw, out, spacing_mm=(2.0, 2.0, 2.0), workers=1, organs=PAPER_ORGANS):
+    return prepare([card], raw, out, spacing_mm=spacing_mm, workers=workers, organs=organs)
 
 
 def test_prepared_case_is_what_its_format_says(tmp_path, raw):
@@ -154,7 +155,7 @@ def test_other_settings_prepare_everything_again(tmp_path, raw, changed):
         raw,
         tmp_path / "out",
         spacing_mm=(3.0, 2.0, 2.0) if changed == "spacing" else (2.0, 2.0, 2.0),
-        organs=["spleen"] if changed == "organs" else None,
+        organs=["spleen"] if changed == "organs" else PAPER_ORGANS,
     )
     assert (result.done, result.skipped) == (3, 0)
 
@@ -221,8 +222,9 @@ def test_killed_run_leaves_whole_cases_and_is_taken_up_again(tmp_path):
     card = write_card(tmp_path)
     code = (
         "import sys; from partialseg.data.cards import read_card; from partialseg.data.prepare import prepare\n"
+        "from partialseg.data.classes import PAPER_ORGANS\n"
         "if __name__ == '__main__':\n"
-        "    prepare([read_card(sys.argv[1])], sys.argv[2], sys.argv[3], (2.0, 2.0, 2.0), workers=2)\n"
+        "    prepare([read_card(sys.argv[1])], sys.argv[2], sys.argv[3], (2.0, 2.0, 2.0), PAPER_ORGANS, 2)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -281,12 +283,12 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, raw, settings):
         run(write_card(tmp_path), raw, tmp_path / "out", **settings)
 
 
-def test_organs_beyond_the_papers_are_taken_from_the_cards_in_order(tmp_path):
+def test_organs_are_those_annotated_the_papers_first(tmp_path):
     cards = [
         write_card(tmp_path, "one", {1: "stomach", 2: "liver"}, ("stomach", "liver")),
         write_card(tmp_path, "two", {1: "spleen", 2: "liver"}, ("spleen", "liver")),
     ]
-    assert choose_organs(cards) == ("stomach", "liver", "spleen")
+    assert choose_organs(cards) == ("liver", "spleen", "stomach")
 
 
 def test_foreground_is_a_seeded_choice_of_each_value():

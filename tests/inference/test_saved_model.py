@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from partialseg.errors import DataError
 from partialseg.inference.saved_model import export
 from partialseg.models import unet
 
@@ -95,3 +96,12 @@ def test_names_of_the_package_are_there():
     assert callable(partialseg.inference.predict_scan)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         partialseg.inference.nothing  # noqa: B018
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    inputs = keras.Input((None, None, None, 1))
+    model = keras.Model(inputs, keras.layers.Conv3D(2, 1)(inputs))
+    with pytest.raises(DataError, match="is no SavedModel"):
+        export(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
