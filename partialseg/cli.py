@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from partialseg import __version__
-from partialseg.cli_options import Cards, Preset, Raw, Run, Split, StudyName, Workers
+from partialseg.cli_options import Cards, Preset, Raw, Run, Split, StudyName, Workers, finish
 from partialseg.errors import DataError
 
 app = typer.Typer(
@@ -99,7 +98,7 @@ def phantom(
     result = dress_folder(from_labels, out, names, seed)
     for image in result.written:
         typer.echo(str(image))
-    _finish(result.problems)
+    finish(result.problems)
 
 
 @app.command()
@@ -120,7 +119,7 @@ def check(
 
     result = run_check([_card(card) for card in cards], raw, out, workers)
     typer.echo(f"Coverage: {out / 'check.html'}")
-    _finish(result.problems)
+    finish(result.problems)
 
 
 @app.command()
@@ -162,7 +161,7 @@ def prepare(
         typer.echo(
             f"no dataset here annotates {', '.join(unsupervised)}: a network learns nothing about them"
         )
-    _finish(result.problems)
+    finish(result.problems)
 
 
 @app.command()
@@ -223,7 +222,7 @@ def predict(
     )
     for path in result.written:
         typer.echo(str(path))
-    _finish(result.problems)
+    finish(result.problems)
 
 
 @app.command()
@@ -252,7 +251,7 @@ def evaluate(
         Console().print(render_table(organ_table(result.scores)))
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
-    _finish(result.problems)
+    finish(result.problems)
 
 
 @app.command()
@@ -366,7 +365,7 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
         Console().print(render_study(TITLES[name], result.table, METRICS[name]))
         typer.echo(f"Table: {result.report.with_name('table.md').resolve()}")
         typer.echo(f"Report: {result.report.resolve()}")
-    _finish(result.problems)
+    finish(result.problems)
 
 
 def _check_spacing(spacing: tuple[float, float, float]) -> None:
@@ -378,16 +377,6 @@ def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
     from partialseg.data.cards import read_card
 
     return read_card(path_or_name)
-
-
-def _finish(problems: Sequence[DataError]) -> None:
-    """Print a line for each problem and their count; exit with 1 if there are any."""
-    if not problems:
-        return
-    for problem in problems:
-        typer.echo(str(problem), err=True)
-    typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
-    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
-"""Arguments and options that several commands share."""
+"""What several commands share: arguments, options, and how they end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from partialseg.errors import DataError
 
 Cards = Annotated[
     list[str],
@@ -47,3 +50,13 @@ class StudyName(str, Enum):
     table5 = "table5"
     table6 = "table6"
     table7 = "table7"
+
+
+def finish(problems: Sequence[DataError]) -> None:
+    """Print a line for each problem and their count; exit with 1 if there are any."""
+    if not problems:
+        return
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
+    raise typer.Exit(1)
