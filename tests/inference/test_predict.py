@@ -119,8 +119,8 @@ def test_one_bad_scan_does_not_stop_the_others(run, tmp_path):
     inputs = [broken, tmp_path / "missing.nii.gz", tmp_path / "empty", good]
     result = predict(run, inputs, tmp_path / "out", progress=False)
     assert result.written == [tmp_path / "out" / "good.nii.gz"]
-    # Inputs are listed before any scan is read, so what is not there comes first.
-    assert [problem.path for problem in result.problems] == [str(inputs[1]), str(broken), str(inputs[2])]
+    # Inputs are listed before any scan is read, so what is not there, or empty, comes first.
+    assert [problem.path for problem in result.problems] == [str(inputs[1]), str(inputs[2]), str(broken)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
 
 
