@@ -1,0 +1,102 @@
+"""What the losses of other papers share: each voxel's set, the network's probabilities, and sums over them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from partialseg.losses.terms import Tensor, log_probabilities_of, marginal_log_probability
+
+
+class VoxelSets(NamedTuple):
+    """One batch, its spatial axes flattened to one.
+
+    Attributes:
+        candidates: 0 or 1, `(batch, voxels, classes)`: the classes that each voxel may be.
+        size: `(batch, voxels, 1)`: how many they are.
+        known: 0 or 1, `(batch, voxels, 1)`: 0 at ignored voxels (all classes possible, or none given).
+        log_probabilities: `(batch, voxels, classes)`, at most 0.
+    """
+
+    candidates: Tensor
+    size: Tensor
+    known: Tensor
+    log_probabilities: Tensor
+
+
+def voxel_sets_of(y_true: Tensor, y_pred: Tensor, from_logits: bool = True) -> VoxelSets:
+    """Flatten candidates and predictions, and say which voxels are known.
+
+    Args:
+        y_true: Candidates, 0 or 1, any dtype, `(batch, ..., classes)` with any number of axes between.
+        y_pred: Logits (any finite values) or probabilities (0 to 1), same shape.
+        from_logits: Whether `y_pred` holds logits.
+
+    Raises:
+        ValueError: If the two shapes differ or the number of classes is not known.
+
+    Example:
+        >>> sets = voxel_sets_of([[[1, 0, 1], [1, 1, 1]]], ops.zeros((1, 2, 3)))
+        >>> ops.convert_to_numpy(sets.known).ravel().tolist()
+        [1.0, 0.0]
+    """
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    _check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
+    num_classes = y_pred.shape[-1]
+    flat = (ops.shape(y_pred)[0], -1, num_classes)
+    log_probabilities = log_probabilities_of(ops.reshape(y_pred, flat), from_logits)
+    candidates = ops.cast(ops.reshape(y_true, flat) > 0, log_probabilities.dtype)
+    size = ops.sum(candidates, axis=-1, keepdims=True)
+    known = ops.cast(ops.logical_and(size > 0, size < num_classes), candidates.dtype)
+    return VoxelSets(candidates, size, known, log_probabilities)
+
+
+def marginal_cross_entropy(sets: VoxelSets) -> Tensor:
+    """Mean over all voxels of -log q, with q the probability of the voxel's set, 0 where ignored; `(batch,)`."""
+    log_q = marginal_log_probability(sets.candidates, sets.log_probabilities)
+    return ops.mean(ops.where(sets.known[..., 0] > 0, -log_q, 0), axis=1)
+
+
+def sum_over_voxels(values: Tensor) -> Tensor:
+    """Sum `(batch, voxels, classes)` over the voxels."""
+    # TensorFlow adds pairwise along the last axis, but in turn along the middle one, which loses digits.
+    return ops.sum(ops.transpose(values, (0, 2, 1)), axis=-1)
+
+
+def sum_over_batch(values: Tensor) -> Tensor:
+    """Sum `(batch, ...)` over the samples, and over the replicas of a TensorFlow strategy; `(1, ...)`."""
+    return sum_over_replicas(ops.sum(values, axis=0, keepdims=True))
+
+
+def sum_over_replicas(values: Tensor) -> Tensor:
+    """Add over the replicas of a TensorFlow strategy; elsewhere there is one, and nothing to add."""
+    if keras.backend.backend() != "tensorflow":
+        return values
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def reduce_classes(values: Tensor, counted: Tensor, class_reduction: str) -> Tensor:
+    """Sum or mean of `(batch, classes)` over the classes that are counted (1, else 0); 0 where none is."""
+    total = ops.sum(values * counted, axis=-1)
+    return total / ops.maximum(ops.sum(counted, axis=-1), 1) if class_reduction == "mean" else total
+
+
+def _check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | None, ...]) -> None:
+    known_to_differ = any(
+        None not in (true, pred) and true != pred for true, pred in zip(true_shape, pred_shape, strict=False)
+    )
+    if len(true_shape) != len(pred_shape) or len(pred_shape) < 2 or known_to_differ:
+        raise ValueError(
+            "y_true (candidates) and y_pred must have the same shape (batch, ..., classes). Received: "
+            f"y_true.shape={true_shape}, y_pred.shape={pred_shape}. A map of label values becomes candidates "
+            "by partialseg.data.candidates(label, table)."
+        )
+    if pred_shape[-1] is None:
+        raise ValueError(f"The number of classes must be known. Received: y_pred.shape={pred_shape}")
