@@ -1,0 +1,60 @@
+"""All ways to learn from partial labels by name, so that a config can choose one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import keras
+
+from partialseg.losses.baselines import IgnoreBackground, NaiveBackground
+from partialseg.losses.label_set_dice import LabelSetDice, LeafDice
+from partialseg.losses.masked_sigmoid import MaskedSigmoid
+from partialseg.losses.published_code import PublishedCodeWithSummedLogits
+from partialseg.losses.supervision import PartialSupervision
+from partialseg.losses.target_adaptive import TargetAdaptive
+
+#: Name of a preset and its loss; the defaults of the class are those of the preset. Each takes candidates and
+#: logits, returns one value per sample, and has `values(y_true, y_pred)`: its terms one by one, without weights.
+PRESETS: Mapping[str, type[keras.losses.Loss]] = MappingProxyType(
+    {
+        "partial_supervision": PartialSupervision,
+        "target_adaptive": TargetAdaptive,
+        "masked_sigmoid": MaskedSigmoid,
+        "leaf_dice": LeafDice,
+        "label_set_dice": LabelSetDice,
+        "naive_background": NaiveBackground,
+        "ignore_background": IgnoreBackground,
+        "published_code_with_summed_logits": PublishedCodeWithSummedLogits,
+    }
+)
+
+
+def preset(name: str, /, **options: Any) -> keras.losses.Loss:
+    """Make the loss of a preset.
+
+    Args:
+        name: One of `PRESETS`.
+        **options: Arguments of its class, instead of their defaults.
+
+    Raises:
+        ValueError: If there is no such preset, it has no such option, or an option has a value that it cannot have.
+
+    Example:
+        >>> loss = preset("naive_background", class_reduction="sum")
+        >>> sorted(loss.values([[1, 0, 1]], [[0.0, 0.0, 0.0]]))
+        ['CE', 'DC']
+        >>> preset("naive")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no preset 'naive'; there are partial_supervision, target_adaptive, ...
+    """
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}")
+    known = inspect.signature(PRESETS[name]).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"Preset {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return PRESETS[name](**options)
