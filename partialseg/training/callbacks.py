@@ -14,7 +14,6 @@ from rich.progress import Progress as ProgressBar
 
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
-from partialseg.losses import PartialSupervision
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
 
@@ -61,11 +60,12 @@ class TermsPerDataset:
     """Every loss term on fixed patches of every dataset, so that the curves of epochs can be compared.
 
     Args:
-        loss: The loss that training uses; its terms are logged without their weights.
+        loss: The loss that training uses, one of `partialseg.losses.PRESETS`; its terms (its `values`) are
+            logged without their weights.
         patches: Per dataset the images, float32 HU `(n, d, h, w, 1)`, and candidates, uint8 `(n, d, h, w, C)`.
     """
 
-    def __init__(self, loss: PartialSupervision, patches: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, loss: keras.losses.Loss, patches: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         self.loss = loss
         self.patches = patches
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
 )
@@ -19,6 +21,8 @@ from pydantic import (
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
+
+ClassReduction = Literal["mean", "sum"]
 
 
 class _Section(BaseModel):
@@ -64,18 +68,117 @@ class NetworkConfig(_Section):
         return window_hu
 
 
-class LossConfig(_Section):
+class PartialSupervisionConfig(_Section):
     """What `partialseg.losses.PartialSupervision` takes; see there."""
 
+    preset: Literal["partial_supervision"] = "partial_supervision"
     marginal: float = Field(1.0, ge=0)
     exclusion: float = Field(2.0, ge=0)
     terms: tuple[Literal["mCE", "mDC", "eCE", "eDC"], ...] = ("mCE", "mDC", "eCE", "eDC")
-    class_reduction: Literal["mean", "sum"] = "mean"
+    class_reduction: ClassReduction = "mean"
+    include_background: bool = True
+    batch: bool = False
+    merged_background_excludes: bool = True
+    partial_samples_only: bool = True
 
     @field_validator("terms")
     @classmethod
     def _some_terms_each_once(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
         return _some_each_once(terms)
+
+
+class TargetAdaptiveConfig(_Section):
+    """What `partialseg.losses.TargetAdaptive` takes: nothing."""
+
+    preset: Literal["target_adaptive"] = "target_adaptive"
+
+
+class MaskedSigmoidConfig(_Section):
+    """What `partialseg.losses.MaskedSigmoid` takes; see there."""
+
+    preset: Literal["masked_sigmoid"] = "masked_sigmoid"
+    class_reduction: ClassReduction = "mean"
+    batch: bool = False
+
+
+class _DiceOfSetsConfig(_Section):
+    cross_entropy: float = Field(0.0, ge=0)
+    exponent: Literal[1, 2] = 2
+    class_reduction: ClassReduction = "mean"
+    include_background: bool = True
+    batch: bool = False
+
+
+class LeafDiceConfig(_DiceOfSetsConfig):
+    """What `partialseg.losses.LeafDice` takes; see there."""
+
+    preset: Literal["leaf_dice"] = "leaf_dice"
+
+
+class LabelSetDiceConfig(_DiceOfSetsConfig):
+    """What `partialseg.losses.LabelSetDice` takes; see there."""
+
+    preset: Literal["label_set_dice"] = "label_set_dice"
+
+
+class _BaselineConfig(_Section):
+    class_reduction: ClassReduction = "mean"
+    include_background: bool = True
+    batch: bool = False
+
+
+class NaiveBackgroundConfig(_BaselineConfig):
+    """What `partialseg.losses.NaiveBackground` takes; see there."""
+
+    preset: Literal["naive_background"] = "naive_background"
+
+
+class IgnoreBackgroundConfig(_BaselineConfig):
+    """What `partialseg.losses.IgnoreBackground` takes; see there."""
+
+    preset: Literal["ignore_background"] = "ignore_background"
+
+
+class PublishedCodeConfig(_Section):
+    """What `partialseg.losses.PublishedCodeWithSummedLogits` takes; see there, and use another."""
+
+    preset: Literal["published_code_with_summed_logits"] = "published_code_with_summed_logits"
+    exclusion: float = Field(2.0, ge=0)
+    batch: bool = True
+
+
+#: The losses that a config can choose by `preset`; `partialseg.losses.PRESETS` are the same.
+LOSS_CONFIGS: dict[str, type[_Section]] = {
+    section.model_fields["preset"].default: section
+    for section in (
+        PartialSupervisionConfig,
+        TargetAdaptiveConfig,
+        MaskedSigmoidConfig,
+        LeafDiceConfig,
+        LabelSetDiceConfig,
+        NaiveBackgroundConfig,
+        IgnoreBackgroundConfig,
+        PublishedCodeConfig,
+    )
+}
+
+
+def _preset_of(losses: Any) -> str:
+    """Which loss a `losses` section chooses."""
+    if isinstance(losses, dict):
+        return str(losses.get("preset", "partial_supervision"))
+    return getattr(losses, "preset", "partial_supervision")
+
+
+#: The `losses` of a config: the section of the preset that it names, "partial_supervision" where it names none.
+LossConfig = Annotated[
+    Union[tuple(Annotated[section, Tag(preset)] for preset, section in LOSS_CONFIGS.items())],  # noqa: UP007 (a tuple is no operand of |)
+    Discriminator(
+        _preset_of,
+        custom_error_type="preset",
+        custom_error_message=f"preset must be one of {', '.join(LOSS_CONFIGS)}",
+    ),
+]
 
 
 class OptimizerConfig(_Section):
@@ -149,7 +252,7 @@ class TrainingConfig(_Section):
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
     network: NetworkConfig = NetworkConfig()
-    losses: LossConfig = LossConfig()
+    losses: LossConfig = PartialSupervisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     stages: tuple[StageConfig, ...] = (
@@ -222,7 +325,8 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
+        # Of the place of an error in `losses`, pydantic names the preset too, which the file does not.
+        field = ".".join(str(part) for part in first["loc"] if part not in LOSS_CONFIGS) or "the file"
         raise DataError(
             path, f"{field}: {first['msg']}, received {first['input']!r}", "correct it"
         ) from error

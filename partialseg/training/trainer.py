@@ -16,7 +16,7 @@ from partialseg.data.pipeline import PatchConfig, fixed_patches, patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
-from partialseg.losses import PartialSupervision
+from partialseg.losses import preset
 from partialseg.models import supervision_strides, unet
 from partialseg.progress import progress_bar
 from partialseg.training.callbacks import EpochEnd, TermsPerDataset
@@ -67,12 +67,12 @@ def train(
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = build_model(config, len(prepared.classes))
-        loss = PartialSupervision(**config.losses.model_dump(), name="loss")
-        _compile(model, config, loss)
+        losses = [build_loss(config) for _ in model.outputs]
+        _compile(model, config, losses)
         if first_weights is not None:
             model.set_weights(first_weights)
         progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
-    terms = TermsPerDataset(loss, _monitor_patches(config, prepared))
+    terms = TermsPerDataset(losses[0], _monitor_patches(config, prepared))
     writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
     for index in range(progress.stage, len(config.stages)):
         if index > progress.stage:  # a new stage begins with its own learning rate and plateau
@@ -90,6 +90,11 @@ def train(
 def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     """The network of a config, with fresh weights."""
     return unet(num_classes, **config.network.model_dump())
+
+
+def build_loss(config: TrainingConfig) -> keras.losses.Loss:
+    """The loss of a config: the preset that its `losses` names, with its options."""
+    return preset(config.losses.preset, **config.losses.model_dump(exclude={"preset"}), name="loss")
 
 
 def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
@@ -134,7 +139,8 @@ def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distr
     return strategy
 
 
-def _compile(model: keras.Model, config: TrainingConfig, loss: PartialSupervision) -> None:
+def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.losses.Loss]) -> None:
+    """Compile with one loss per output, the finest first."""
     rate, clip = config.optimizer.learning_rate, config.optimizer.clip_norm
     if config.optimizer.name == "adam":
         optimizer = keras.optimizers.Adam(rate, global_clipnorm=clip)
@@ -145,7 +151,7 @@ def _compile(model: keras.Model, config: TrainingConfig, loss: PartialSupervisio
     weights = np.array([0.5**k for k in range(num_outputs)])
     model.compile(
         optimizer=optimizer,
-        loss=loss if num_outputs == 1 else [loss] * num_outputs,
+        loss=losses[0] if num_outputs == 1 else losses,
         loss_weights=None if num_outputs == 1 else (weights / weights.sum()).tolist(),
         # XLA is several times slower than oneDNN at 3D convolutions on CPUs.
         jit_compile=False if not tf.config.list_physical_devices("GPU") else "auto",

@@ -4,6 +4,7 @@ from partialseg.data.labels import candidate_table
 from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.errors import DataError
 from partialseg.training.config import (
+    LOSS_CONFIGS,
     StageConfig,
     TrainingConfig,
     configs_folder,
@@ -56,6 +57,12 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nlosses: {terms: [mCE, dice]}\n", "losses.terms.1"),
         ("name: x\nlosses: {terms: []}\n", "losses.terms"),
         ("name: x\nlosses: {terms: [mCE, mCE]}\n", "each once"),
+        ("name: x\nlosses: {marginl: 2}\n", "losses.marginl: "),
+        ("name: x\nlosses: {preset: target_adaptive, exclusion: 2}\n", "losses.exclusion: "),
+        ("name: x\nlosses: {preset: leaf_dice, exponent: 3}\n", "losses.exponent: "),
+        ("name: x\nlosses: {preset: naive_background, class_reduction: max}\n", "losses.class_reduction: "),
+        ("name: x\nlosses: {preset: naive}\n", "losses: preset must be one of partial_supervision, "),
+        ("name: x\nlosses: [mCE]\n", "losses: "),
         ("name: x\nnetwork: {strides: [[1, 1, 1]]}\n", "network.strides"),
         ("name: x\nnetwork: {window_hu: [300, -200]}\n", "network.window_hu"),
         ("name: x\nseed: -1\n", "seed"),
@@ -74,6 +81,24 @@ def test_a_wrong_config_is_one_line_that_names_file_and_field(tmp_path, text, fi
     assert str(path) in str(error.value)
     assert field in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", LOSS_CONFIGS)
+def test_each_preset_can_be_chosen_and_survives_writing(preset, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"name: x\nlosses: {{preset: {preset}}}\n")
+    config = read_config(path)
+    assert config.losses == LOSS_CONFIGS[preset]()
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(tmp_path / "again.yaml") == config
+
+
+def test_losses_are_those_of_the_package_unless_a_preset_is_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\nlosses: {exclusion: 3, terms: [mCE, eDC]}\n")
+    losses = read_config(path).losses
+    assert (losses.preset, losses.exclusion, losses.terms) == ("partial_supervision", 3, ("mCE", "eDC"))
+    assert TrainingConfig(name="x").losses == LOSS_CONFIGS["partial_supervision"]()
 
 
 def test_an_unknown_config_lists_those_that_there_are():

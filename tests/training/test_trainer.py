@@ -1,14 +1,20 @@
 import csv
+import inspect
+import sys
 
 import numpy as np
 import pytest
+import yaml
 
+from partialseg.cli import main
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
+from partialseg.losses import PRESETS
 from partialseg.training import callbacks, read_config, read_run, train
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
-from partialseg.training.config import ScheduleConfig
+from partialseg.training.config import LOSS_CONFIGS, ScheduleConfig
 from partialseg.training.history import Progress
+from partialseg.training.trainer import build_loss
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,13 @@ def run(config, tiny_prepared, tmp_path_factory):
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def shorter(config):
+    """The same config with one epoch for each stage."""
+    return config.model_copy(
+        update={"stages": tuple(stage.model_copy(update={"epochs": 1}) for stage in config.stages)}
+    )
 
 
 def weights(run):
@@ -55,6 +68,39 @@ def test_fully_annotated_dataset_has_no_exclusion_loss(run):
         0.0
     }
     assert all(float(r["value"]) > 0 for r in terms if r["dataset"] == "msd_liver" and r["term"] == "eDC")
+
+
+def test_configs_have_the_presets_and_their_options_with_the_same_defaults():
+    assert LOSS_CONFIGS.keys() == PRESETS.keys()
+    own_to_keras = {"from_logits", "reduction", "name", "dtype"}
+    for name, section in LOSS_CONFIGS.items():
+        parameters = inspect.signature(PRESETS[name]).parameters
+        defaults = {option: p.default for option, p in parameters.items() if option not in own_to_keras}
+        assert section().model_dump(exclude={"preset"}) == defaults, name
+
+
+@pytest.mark.parametrize(
+    ("losses", "terms"),
+    [
+        ({"preset": "target_adaptive"}, {"TAL"}),
+        ({"preset": "masked_sigmoid", "batch": True}, {"BCE", "DC"}),
+    ],
+)
+def test_train_takes_the_preset_that_the_config_names(
+    losses, terms, config, tiny_prepared, tmp_path, monkeypatch
+):
+    content = {**shorter(config).model_dump(mode="json"), "losses": losses}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    arguments = ["train", tmp_path / "config.yaml", "--prepared", tiny_prepared, "--out", tmp_path / "run"]
+    monkeypatch.setattr(sys, "argv", ["partialseg", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    run = read_run(tmp_path / "run")
+    loss = build_loss(run.config)
+    assert type(loss) is PRESETS[run.config.losses.preset]
+    assert {row["term"] for row in rows(run.folder / "terms.csv")} == terms
+    assert run.model_path.is_file()
 
 
 def test_a_finished_run_is_returned_as_it_is(run, config, tiny_prepared):
