@@ -1,14 +1,22 @@
-"""Forward and backward of the losses against nnU-Net's and MONAI's: time, ratios, memory. As Markdown.
+"""What the losses cost, beside nnU-Net's and MONAI's, as a Markdown table to keep in results/losses.md.
 
-    python benchmarks/losses.py          [--rounds 15] [--threads N] [--peers-python PYTHON]
+    python benchmarks/losses.py          [--rounds 15] [--peers-python PYTHON]   the loss alone, and its memory
+    python benchmarks/losses.py classes  [--rounds 15]                           as the number of classes grows
+    python benchmarks/losses.py steps    [--rounds 15] [--networks demo paper]   in a whole training step
 
-Linux only. Each contender has a process of its own, which stays alive; they take turns, a step each. The peers
-come with the extra `bench`. Their dependencies bring a CUDA build of PyTorch and a NumPy that TensorFlow does
-not take, so give them an environment of their own, and its interpreter by --peers-python:
+About 4, 4 and 10 minutes on 2 cores. Linux only. Each contender has a process of its own, which stays alive;
+they take turns, a step each. The peers come with the extra `bench`:
 
-    python -m venv peers && peers/bin/pip install nnunetv2 monai
-    peers/bin/pip uninstall torch torchvision       # and the packages called nvidia-* and cuda-*
-    peers/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+    pip install -c constraints.txt -e '.[bench]'
+
+That fits beside TensorFlow, but nnU-Net brings torchvision (through timm), and that a CUDA build of PyTorch of
+several GB. To keep it away, make another environment and name its interpreter by --peers-python; there
+PyTorch's CPU build may take its place, since nothing here needs torchvision:
+
+    python -m venv peers
+    peers/bin/pip install nnunetv2 monai
+    peers/bin/pip uninstall torch torchvision       # and the packages nvidia-* and cuda-*
+    peers/bin/pip install torch                     # a CPU build, from where pytorch.org says
 """
 
 from __future__ import annotations
@@ -16,12 +24,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SHAPES = ((2, 48, 96, 96, 6), (1, 48, 190, 190, 6))
 NUM_CLASSES, CLASSES_SIZE = (2, 6, 16, 64), (1, 24, 64, 64)
@@ -38,7 +49,19 @@ CONTENDERS = {
     "four-xla": "four terms, TensorFlow, jit_compile",
     "four-jax": "four terms, JAX",
 }
+NOTES = """
+- nnU-Net: as its trainer builds the loss for 3d_fullres. MONAI: `DiceCELoss(softmax=True, to_onehot_y=True)`.
+- Plain CE + Dice: `PartialSupervision(terms=("mCE", "mDC"))`, all organs annotated. Handwritten: softmax, Keras'
+  categorical cross-entropy and soft Dice, which know of no partial labels.
+- Four terms: `PartialSupervision()`; even samples annotate the liver alone, odd ones the kidneys.
+- TensorFlow: a `tf.function` of loss and gradient, as in `model.fit`; with jit_compile all of it under XLA.
+- A step is forward and backward to the logits, until the gradient is there. The time of the first step, with tracing
+  and compiling, is of a process that has done one on few voxels. ÷ plain: alike in framework and compilation.
+- MB: how far the peak of resident memory rises in the first step over a process that holds the inputs; and in later
+  steps over one that has also done the step on few voxels, so that code is not counted.
+"""
 PEERS = ("nnunet", "monai")
+CLASSES_CONTENDERS = ("plain-graph", "plain-xla", "four-graph", "four-xla")
 #: A pause lets the threads of the last contender go to sleep.
 PAUSE_SECONDS = 0.02
 
@@ -59,10 +82,10 @@ class Worker:
             text=True,
             bufsize=1,
         )
-        self.ready: dict[str, float | str] = {}
+        self.ready: dict[str, Any] = {}
         self.steps: list[dict[str, float]] = []
 
-    def answer(self) -> dict[str, float | str]:
+    def answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(
@@ -75,8 +98,20 @@ class Worker:
         self.process.stdin.write("step\n")
         self.steps.append(self.answer())
 
-    def median_ms(self, field: str = "seconds") -> float:
-        return 1000 * statistics.median(step[field] for step in self.steps[1:])
+    def median_ms(self) -> float:
+        return 1000 * statistics.median(step["seconds"] for step in self.steps[1:])
+
+    def median_cpu_ms(self) -> float:
+        """Processor time, of all threads: what a loaded machine disturbs less."""
+        return 1000 * statistics.median(step["processor"] for step in self.steps[1:])
+
+    def first_mb(self) -> float:
+        """The peak of the first step, code, tracing and compiling with it, over a process with its inputs."""
+        return self.steps[0]["peak_mb"] - self.ready["fresh_mb"]
+
+    def later_mb(self) -> float:
+        """The peak of the later steps, over what was resident once a small step had loaded the code."""
+        return statistics.median(step["peak_mb"] for step in self.steps[1:]) - self.ready["loaded_mb"]
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -117,61 +152,93 @@ def heading(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def loss_table(shape: tuple[int, ...], workers: list[Worker]) -> str:
+def loss_part(arguments: argparse.Namespace) -> None:
+    print(NOTES, end="")
+    for shape in SHAPES:
+        workers = measure(arguments.contenders, shape, arguments)
+        print(f"\n## {shape}\n\n{loss_table(workers)}\n\n{versions(workers)}", flush=True)
+
+
+def loss_table(workers: list[Worker]) -> str:
     """Medians of time; memory as the rise of the peak over what was resident before."""
     by_name = {worker.contender: worker for worker in workers}
-    lines = [
-        f"## {shape}",
-        "",
-        "| | ms | quartiles | ÷ nnU-Net | ÷ plain alike | CPU ms | CPU ÷ nnU-Net | first step, s "
-        "| MB, first | MB, later | MB ÷ plain alike |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    nnunet = by_name.get("nnunet")
+    header = (
+        "loss, framework | ms | quartiles | ÷ nnU-Net | ÷ plain | CPU ms | CPU ÷ nnU-Net | CPU ÷ plain "
+        "| first step, s | its MB | later MB | ÷ plain"
+    )
+    lines = [f"| {header} |", "|---" * (header.count("|") + 1) + "|"]
     for worker in workers:
-        milliseconds = [1000 * step["seconds"] for step in worker.steps[1:]]
-        low, _, high = statistics.quantiles(milliseconds, n=4)
-        plain = by_name.get(worker.contender.replace("four", "plain")) if "four" in worker.contender else None
+        plain = by_name.get(worker.contender.replace("four", "plain"))
+        plain = plain if plain is not worker else None
+        low, _, high = statistics.quantiles([1000 * step["seconds"] for step in worker.steps[1:]], n=4)
         cells = [
             CONTENDERS[worker.contender],
             f"{worker.median_ms():.1f}",
             f"{low:.1f} to {high:.1f}",
-            ratio(worker.median_ms(), by_name.get("nnunet") and by_name["nnunet"].median_ms()),
-            ratio(worker.median_ms(), plain and plain.median_ms()),
-            f"{worker.median_ms('processor'):.1f}",
-            ratio(
-                worker.median_ms("processor"),
-                by_name.get("nnunet") and by_name["nnunet"].median_ms("processor"),
-            ),
+            ratio(worker, nnunet, Worker.median_ms),
+            ratio(worker, plain, Worker.median_ms),
+            f"{worker.median_cpu_ms():.1f}",
+            ratio(worker, nnunet, Worker.median_cpu_ms),
+            ratio(worker, plain, Worker.median_cpu_ms),
             f"{worker.steps[0]['seconds']:.2f}",
-            f"{worker.steps[0]['peak_mb'] - worker.ready['fresh_mb']:.0f}",
-            f"{later_mb(worker):.0f}",
-            ratio(later_mb(worker), plain and later_mb(plain)),
+            f"{worker.first_mb():.0f}",
+            f"{worker.later_mb():.0f}",
+            ratio(worker, plain, Worker.later_mb),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def ratio(value: float, reference: float | None) -> str:
-    return f"{value / reference:.2f}" if reference else ""
+def ratio(worker: Worker, reference: Worker | None, figure: Callable[[Worker], float]) -> str:
+    return f"{figure(worker) / figure(reference):.2f}" if reference else ""
 
 
-def later_mb(worker: Worker) -> float:
-    """The peak of the later steps, over what was resident once the framework's code was loaded."""
-    return statistics.median(step["peak_mb"] for step in worker.steps[1:]) - worker.ready["loaded_mb"]
+def classes_part(arguments: argparse.Namespace) -> None:
+    """A table of milliseconds, and of nanoseconds for each voxel and class, that stay alike if cost is linear."""
+    contenders = [name for name in CLASSES_CONTENDERS if name in arguments.contenders]
+    voxels = math.prod(CLASSES_SIZE)
+    lines = [
+        "| classes | " + " | ".join(f"{CONTENDERS[name]}: ms (ns)" for name in contenders) + " |",
+        "|---" * (len(contenders) + 1) + "|",
+    ]
+    for num_classes in NUM_CLASSES:
+        workers = measure(contenders, (*CLASSES_SIZE, num_classes), arguments)
+        cells = [f"{w.median_ms():.2f} ({1e6 * w.median_ms() / (voxels * num_classes):.1f})" for w in workers]
+        lines.append(f"| {num_classes} | " + " | ".join(cells) + " |")
+    print(f"\n## {CLASSES_SIZE}, and classes\n\nIn brackets nanoseconds for each voxel and class.\n")
+    print("\n".join(lines) + f"\n\n{versions(workers)}", flush=True)
+
+
+def steps_part(arguments: argparse.Namespace) -> None:
+    """A table of what the exclusion terms add; in this process, with networks that take turns."""
+    from losses_steps import print_steps
+
+    print("\n## A training step\n\nMedians, and quartiles in brackets.\n")
+    print_steps(arguments)
+
+
+def versions(workers: list[Worker]) -> str:
+    return (
+        ", ".join(dict.fromkeys(version for worker in workers for version in worker.ready["versions"])) + "."
+    )
+
+
+PARTS = {"loss": loss_part, "classes": classes_part, "steps": steps_part}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS, default="loss")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers-python", default=sys.executable)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--networks", nargs="+", choices=("demo", "paper"), default=["demo", "paper"])
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     arguments = parser.parse_args()
     print(heading(arguments), flush=True)
-    for shape in SHAPES:
-        workers = measure(arguments.contenders, shape, arguments)
-        print("\n" + loss_table(shape, workers), flush=True)
+    PARTS[arguments.part](arguments)
 
 
 if __name__ == "__main__":
