@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from keras import ops
 
 from partialseg.losses import MarginalCrossEntropy, MarginalDice
 
@@ -15,14 +15,6 @@ def logits_of(*shape, scale=2.0):
 
 def one_hot(*shape, num_classes):
     return np.eye(num_classes, dtype=np.uint8)[rng.integers(0, num_classes, shape)]
-
-
-def value_and_gradient(loss, candidates, logits):
-    logits = tf.convert_to_tensor(logits)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        value = loss(candidates, logits)
-    return value.numpy(), tape.gradient(value, logits).numpy()
 
 
 def test_unannotated_organ_is_free_inside_merged_background():
@@ -45,7 +37,7 @@ def test_all_annotated_is_plain_cross_entropy(shape):
 @pytest.mark.parametrize("include_background", [False, True])
 def test_all_annotated_is_plain_soft_dice(class_reduction, batch, include_background):
     logits, candidates = logits_of(2, 4, 5, 6, 4), one_hot(2, 4, 5, 6, num_classes=4)
-    p = keras.ops.softmax(logits).numpy().astype("float64")
+    p = ops.convert_to_numpy(ops.softmax(logits)).astype("float64")
     axes = (0, 1, 2, 3) if batch else (1, 2, 3)
     dice = 2 * (p * candidates).sum(axes) / (p.sum(axes) + candidates.sum(axes, dtype=float))
     per_class = (1 - dice)[..., 0 if include_background else 1 :]
@@ -83,11 +75,11 @@ def test_batch_dice_adds_the_merged_backgrounds_of_different_samples():
     np.testing.assert_allclose(loss(candidates, probabilities), [expected, expected], rtol=1e-6)
 
 
-def test_gradient_is_the_closed_form_of_equation_8():
+def test_gradient_is_the_closed_form_of_equation_8(value_and_gradient):
     candidates = np.array([[[1, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]])
     logits = logits_of(1, 3, 5)
-    _, gradient = value_and_gradient(MarginalCrossEntropy(), candidates, logits)
-    p = keras.ops.softmax(logits).numpy()
+    _, gradient = value_and_gradient(lambda x: MarginalCrossEntropy()(candidates, x), logits)
+    p = ops.convert_to_numpy(ops.softmax(logits))
     q = (p * candidates).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(gradient * 3, np.where(candidates, p * (1 - 1 / q), p), rtol=1e-4, atol=1e-6)
 
@@ -105,40 +97,28 @@ def test_permuting_unannotated_organs_changes_nothing(make):
 
 @pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize("options", [{}, {"from_logits": False}])
-def test_all_ignored_is_exactly_zero_with_zero_gradient(make, options):
+def test_all_ignored_is_exactly_zero_with_zero_gradient(make, options, value_and_gradient):
     candidates = np.ones((2, 4, 3), np.uint8)
-    probabilities = keras.ops.softmax(logits_of(2, 4, 3))
-    value, gradient = value_and_gradient(make(**options), candidates, probabilities)
+    probabilities = ops.softmax(logits_of(2, 4, 3))
+    value, gradient = value_and_gradient(lambda x: make(**options)(candidates, x), probabilities)
     assert value == 0
     assert not gradient.any()
 
 
 @pytest.mark.parametrize("make", LOSSES)
-def test_ignored_voxels_have_no_gradient_and_leave_dice_alone(make):
+def test_ignored_voxels_have_no_gradient_and_leave_dice_alone(make, value_and_gradient):
     known, logits = one_hot(1, 6, num_classes=4), logits_of(1, 9, 4)
     candidates = np.concatenate([known, np.ones((1, 3, 4), np.uint8)], axis=1)
-    value, gradient = value_and_gradient(make(), candidates, logits)
+    value, gradient = value_and_gradient(lambda x: make()(candidates, x), logits)
     assert not gradient[:, 6:].any()
     assert gradient[:, :6].any()
     share = 6 / 9 if make is MarginalCrossEntropy else 1  # the voxel mean is over all voxels
     assert value == pytest.approx(share * float(make()(known, logits[:, :6])), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", LOSSES)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_logits_of_ten_thousand_give_finite_values_and_gradients(make, sign):
-    candidates = np.array([[[1, 0, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1]]])
-    logits = sign * np.array(
-        [[[1e4, -1e4, 1e4], [1e4, -1e4, 0], [-1e4, 1e4, -1e4], [1e4, 0, -1e4]]], "float32"
-    )
-    value, gradient = value_and_gradient(make(), candidates, logits)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
-
-
-def test_far_wrong_voxel_costs_its_logit():
+def test_far_wrong_voxel_costs_its_logit(value_and_gradient):
     value, gradient = value_and_gradient(
-        MarginalCrossEntropy(), [[1, 0, 1]], np.array([[-1e4, 1e4, -1e4]], "float32")
+        lambda x: MarginalCrossEntropy()([[1, 0, 1]], x), [[-1e4, 1e4, -1e4]]
     )
     assert value == pytest.approx(2e4, rel=1e-4)
     np.testing.assert_allclose(gradient, [[-0.5, 1, -0.5]], atol=1e-6)
