@@ -14,7 +14,7 @@ TABLES = {
     "spleen": np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], np.uint8),
     "both": np.eye(3, dtype=np.uint8),
 }
-# Options other than the default ones; a loss that is not listed is tested with its default ones.
+# Options other than the default ones; a loss that is not listed is tested with those.
 OPTIONS = {
     "MarginalCrossEntropy": {"reduction": "sum"},
     "MarginalDice": {"class_reduction": "sum", "include_background": False, "batch": True},
@@ -30,6 +30,20 @@ OPTIONS = {
         "merged_background_excludes": False,
         "partial_samples_only": False,
     },
+    "IgnoreBackground": {"class_reduction": "sum", "batch": True},
+    "LabelSetDice": {"cross_entropy": 0.5, "exponent": 1, "class_reduction": "sum"},
+    "LeafDice": {"cross_entropy": 0.5, "exponent": 1, "batch": True},
+    "MaskedSigmoid": {"class_reduction": "sum", "batch": True},
+    "NaiveBackground": {"include_background": False, "batch": True},
+    "PriorAware": {
+        "prior": [0.7, 0.2, 0.1],
+        "weight": 0.5,
+        "merged_voxels": "marginal",
+        # Its running mean is a state of the loss, which the saved model has to keep. JAX has none.
+        "dual_rate": None if keras.backend.backend() == "jax" else 0.2,
+    },
+    "PublishedCodeWithSummedLogits": {"exclusion": 0.5, "batch": False},
+    "TargetAdaptive": {"reduction": "sum"},
 }
 EXPORTED = [
     name
@@ -154,11 +168,11 @@ def test_unet_with_deep_supervision_learns_in_each_precision(policy):
     model.compile(optimizer=keras.optimizers.Adam(0.03), loss=loss, loss_weights=[2 / 3, 1 / 3])
     assert (policy == "mixed_float16") == isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     hu = 200 * image + 50
-    before, after = losses_of_fit(model, hu, target, steps=30)
+    before, after = losses_of_fit(model, hu, target, steps=40)
     assert after < 0.3 * before
     # It sees whole samples and may tell them apart, so each is judged by what its own dataset annotates.
     for possible, logits in zip(target, model(hu), strict=True):
-        assert np.take_along_axis(possible, predicted(logits)[..., None], axis=-1).mean() > 0.97
+        assert np.take_along_axis(possible, predicted(logits)[..., None], axis=-1).mean() > 0.95
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"], indirect=True)
@@ -177,8 +191,20 @@ def test_half_precision_logits_train_too(policy, batch):
     assert min(share_right(model, image, label)) > 0.97
 
 
+NOT_ON_TORCH = pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="no XLA and no steps_per_execution on PyTorch"
+)
+
+
 @pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param({"jit_compile": True}, id="XLA", marks=NOT_ON_TORCH),
+        pytest.param({"steps_per_execution": 2}, id="two steps at once", marks=NOT_ON_TORCH),
+    ],
+)
 def test_other_ways_to_run_train_to_the_same_weights(how, batch):
     data = annotated_batch(("liver", "spleen", "both", "liver"))[:2]
     expected = weights_after_fit(PartialSupervision(batch=batch), data)
