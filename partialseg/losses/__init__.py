@@ -9,6 +9,7 @@ from partialseg.losses.label_set_dice import LabelSetDice, LeafDice
 from partialseg.losses.marginal import MarginalCrossEntropy, MarginalDice
 from partialseg.losses.masked_sigmoid import MaskedSigmoid
 from partialseg.losses.presets import PRESETS, preset
+from partialseg.losses.prior_aware import PriorAware
 from partialseg.losses.published_code import PublishedCodeWithSummedLogits
 from partialseg.losses.supervision import PartialSupervision
 from partialseg.losses.target_adaptive import TargetAdaptive
@@ -25,6 +26,7 @@ __all__ = [
     "MaskedSigmoid",
     "NaiveBackground",
     "PartialSupervision",
+    "PriorAware",
     "PublishedCodeWithSummedLogits",
     "TargetAdaptive",
     "preset",

@@ -12,16 +12,19 @@ import keras
 from partialseg.losses.baselines import IgnoreBackground, NaiveBackground
 from partialseg.losses.label_set_dice import LabelSetDice, LeafDice
 from partialseg.losses.masked_sigmoid import MaskedSigmoid
+from partialseg.losses.prior_aware import PriorAware
 from partialseg.losses.published_code import PublishedCodeWithSummedLogits
 from partialseg.losses.supervision import PartialSupervision
 from partialseg.losses.target_adaptive import TargetAdaptive
 
-#: Name of a preset and its loss; the defaults of the class are those of the preset. Each takes candidates and
-#: logits, returns one value per sample, and has `values(y_true, y_pred)`: its terms one by one, without weights.
+#: Name of a preset and its loss; the defaults of the class are those of the preset ("prior_aware" must be given
+#: its `prior`). Each takes candidates and logits, returns one value per sample, and has `values(y_true, y_pred)`:
+#: its terms one by one, without weights.
 PRESETS: Mapping[str, type[keras.losses.Loss]] = MappingProxyType(
     {
         "partial_supervision": PartialSupervision,
         "target_adaptive": TargetAdaptive,
+        "prior_aware": PriorAware,
         "masked_sigmoid": MaskedSigmoid,
         "leaf_dice": LeafDice,
         "label_set_dice": LabelSetDice,
@@ -57,4 +60,7 @@ def preset(name: str, /, **options: Any) -> keras.losses.Loss:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"Preset {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    missing = [option for option, p in known.items() if p.default is p.empty and option not in options]
+    if missing:
+        raise ValueError(f"Preset {name!r} must be given {', '.join(missing)}; see {PRESETS[name].__name__}")
     return PRESETS[name](**options)

@@ -23,6 +23,7 @@ from partialseg.errors import DataError
 from partialseg.files import write_text
 
 ClassReduction = Literal["mean", "sum"]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -139,6 +140,30 @@ class IgnoreBackgroundConfig(_BaselineConfig):
     preset: Literal["ignore_background"] = "ignore_background"
 
 
+class PriorAwareConfig(_Section):
+    """What `partialseg.losses.PriorAware` takes; see there.
+
+    Attributes:
+        prior: Share of the voxels of a patch for each class, background first: by name, or in the order of the
+            classes. None: measured in patches of the fully annotated training cases when training begins.
+    """
+
+    preset: Literal["prior_aware"] = "prior_aware"
+    prior: dict[str, Share] | tuple[Share, ...] | None = None
+    weight: float = Field(0.1, ge=0)
+    dual_rate: float | None = Field(0.05, gt=0, le=1)
+    merged_voxels: Literal["pseudo_label", "marginal"] = "pseudo_label"
+    one_against_rest: bool = True
+    partial_samples_only: bool = True
+
+    @field_validator("prior")
+    @classmethod
+    def _shares_sum_to_one(cls, prior: Any) -> Any:
+        if prior is not None and abs(sum(prior.values() if isinstance(prior, dict) else prior) - 1) > 1e-3:
+            raise ValueError("the shares must sum to 1, background among them")
+        return prior
+
+
 class PublishedCodeConfig(_Section):
     """What `partialseg.losses.PublishedCodeWithSummedLogits` takes; see there, and use another."""
 
@@ -153,6 +178,7 @@ LOSS_CONFIGS: dict[str, type[_Section]] = {
     for section in (
         PartialSupervisionConfig,
         TargetAdaptiveConfig,
+        PriorAwareConfig,
         MaskedSigmoidConfig,
         LeafDiceConfig,
         LabelSetDiceConfig,

@@ -6,19 +6,21 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import partialseg
+from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.pipeline import PatchConfig, fixed_patches, patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 from partialseg.losses import preset
 from partialseg.models import supervision_strides, unet
-from partialseg.progress import progress_bar
+from partialseg.progress import console, progress_bar
 from partialseg.training.callbacks import EpochEnd, TermsPerDataset
 from partialseg.training.config import StageConfig, TrainingConfig, read_config, stage_datasets
 from partialseg.training.history import Progress
@@ -59,6 +61,7 @@ def train(
         start_from = read_run(start_from)
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
+    loss_options = _loss_options(config, prepared)
     first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
     run = _open_run(config, prepared, Path(out), start_from)
     if run.model_path.is_file():
@@ -67,7 +70,8 @@ def train(
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = build_model(config, len(prepared.classes))
-        losses = [build_loss(config) for _ in model.outputs]
+        # One for each output: a loss may have a state.
+        losses = [preset(config.losses.preset, **loss_options, name="loss") for _ in model.outputs]
         _compile(model, config, losses)
         if first_weights is not None:
             model.set_weights(first_weights)
@@ -92,9 +96,38 @@ def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     return unet(num_classes, **config.network.model_dump())
 
 
-def build_loss(config: TrainingConfig) -> keras.losses.Loss:
-    """The loss of a config: the preset that its `losses` names, with its options."""
-    return preset(config.losses.preset, **config.losses.model_dump(exclude={"preset"}), name="loss")
+def _loss_options(config: TrainingConfig, prepared: Prepared) -> dict[str, Any]:
+    """Arguments of the loss, with a prior where it needs one."""
+    options = config.losses.model_dump(exclude={"preset"})
+    if config.losses.preset == "prior_aware":
+        options["prior"] = _prior(config, prepared)
+    return options
+
+
+def _prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
+    """Share of the voxels of a patch for each class: as the config says, or else as the data have it."""
+    given = config.losses.prior
+    if given is None:
+        drawn = {name for stage in config.stages for name in stage_datasets(stage, prepared)}
+        patch_config = PatchConfig(
+            patch_size=config.patch_size,
+            batch_size=config.batch_size,
+            foreground=config.foreground,
+            seed=config.seed,
+            datasets=[name for name in prepared.datasets if name in drawn],
+        )
+        prior = organ_size_prior(prepared, patch_config)
+        console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
+        return prior
+    by_name = isinstance(given, dict)
+    if len(given) != len(prepared.classes) or (by_name and tuple(given) != prepared.classes):
+        raise DataError(
+            config.name,
+            f"losses.prior has {', '.join(given) if by_name else f'{len(given)} shares'}, and the classes of the "
+            f"prepared data are {', '.join(prepared.classes)}",
+            "give one share for each class in this order, or no prior, to have it measured",
+        )
+    return dict(zip(prepared.classes, given.values() if by_name else given, strict=True))
 
 
 def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:

@@ -9,10 +9,13 @@ from keras import ops
 
 from partialseg.losses import PRESETS, PartialSupervision, preset
 
+#: What must be given; a state is no matter of all backends, and tested with the loss.
+GIVEN = {"prior_aware": {"prior": [0.4, 0.3, 0.2, 0.1], "dual_rate": None}}
 #: Other options than the default ones.
 OPTIONS = {
     "partial_supervision": {"exclusion": 0.5, "terms": ("mCE", "eDC")},
     "target_adaptive": {"from_logits": False},
+    "prior_aware": {"weight": 0.5, "merged_voxels": "marginal", "one_against_rest": False},
     "masked_sigmoid": {"class_reduction": "sum", "batch": True},
     "leaf_dice": {"cross_entropy": 0.5, "exponent": 1},
     "label_set_dice": {"cross_entropy": 0.5, "batch": True},
@@ -40,6 +43,10 @@ def numpy(tensor):
     return ops.convert_to_numpy(tensor)
 
 
+def make(name, /, **options):
+    return preset(name, **GIVEN.get(name, {}), **options)
+
+
 def small_network(loss):
     keras.utils.set_random_seed(0)
     image = keras.Input((4, 4, 4, 1))
@@ -53,7 +60,7 @@ def small_network(loss):
 def test_call_returns_one_value_per_sample_and_values_its_terms(name):
     _, candidates = partial_batch()
     logits = np.random.default_rng(1).normal(0, 2, candidates.shape).astype("float32")
-    loss = preset(name)
+    loss = make(name)
     assert isinstance(loss, PRESETS[name])
     each = numpy(loss.call(candidates, logits))
     assert each.shape == (3,)
@@ -64,7 +71,7 @@ def test_call_returns_one_value_per_sample_and_values_its_terms(name):
 
 @each_preset
 def test_config_makes_the_same_loss_again(name):
-    loss = preset(name, **OPTIONS[name], reduction="sum", name="mine", dtype="float64")
+    loss = make(name, **OPTIONS[name], reduction="sum", name="mine", dtype="float64")
     config = keras.saving.serialize_keras_object(loss)
     assert config["registered_name"] == f"partialseg>{PRESETS[name].__name__}"
     again = keras.saving.deserialize_keras_object(config)
@@ -78,13 +85,13 @@ def test_config_makes_the_same_loss_again(name):
 
 @each_preset
 def test_a_preset_is_called_by_its_name(name):
-    assert preset(name).name == name
+    assert make(name).name == name
 
 
 @each_preset
 def test_fit_lowers_the_loss_and_the_saved_network_keeps_it(name, tmp_path):
     image, candidates = partial_batch()
-    model = small_network(preset(name))
+    model = small_network(make(name))
     before = model.evaluate(image, candidates, verbose=0)
     model.fit(image, candidates, epochs=15, batch_size=3, verbose=0)
     after = model.evaluate(image, candidates, verbose=0)
@@ -101,15 +108,15 @@ def test_fit_lowers_the_loss_and_the_saved_network_keeps_it(name, tmp_path):
 def test_half_precision_agrees(name, dtype, precision):
     _, candidates = partial_batch()
     logits = np.random.default_rng(1).normal(0, 2, candidates.shape).astype("float32")
-    expected = float(preset(name)(candidates, logits))
-    assert float(preset(name)(candidates, ops.cast(logits, dtype))) == pytest.approx(expected, abs=precision)
+    expected = float(make(name)(candidates, logits))
+    assert float(make(name)(candidates, ops.cast(logits, dtype))) == pytest.approx(expected, abs=precision)
 
 
 @each_preset
 def test_compiled_equals_eager(name, compiled):
     _, candidates = partial_batch()
     logits = np.random.default_rng(1).normal(0, 2, candidates.shape).astype("float32")
-    loss = preset(name)
+    loss = make(name)
     value = compiled(lambda y_true, y_pred: loss(y_true, y_pred))(ops.cast(candidates, "float32"), logits)
     assert float(value) == pytest.approx(float(loss(candidates, logits)), rel=1e-5)
 
@@ -129,3 +136,8 @@ def test_an_unknown_preset_names_those_that_there_are():
 def test_an_unknown_option_names_those_that_there_are():
     with pytest.raises(ValueError, match=r"'target_adaptive' has no option exclusion; it has from_logits, "):
         preset("target_adaptive", exclusion=2)
+
+
+def test_what_a_preset_must_be_given_is_said():
+    with pytest.raises(ValueError, match="'prior_aware' must be given prior; see PriorAware"):
+        preset("prior_aware")

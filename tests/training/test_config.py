@@ -61,6 +61,8 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nlosses: {preset: target_adaptive, exclusion: 2}\n", "losses.exclusion: "),
         ("name: x\nlosses: {preset: leaf_dice, exponent: 3}\n", "losses.exponent: "),
         ("name: x\nlosses: {preset: naive_background, class_reduction: max}\n", "losses.class_reduction: "),
+        ("name: x\nlosses: {preset: prior_aware, prior: [0.9, 0.2]}\n", "losses.prior: "),
+        ("name: x\nlosses: {preset: prior_aware, prior: {background: 1.5}}\n", "losses.prior."),
         ("name: x\nlosses: {preset: naive}\n", "losses: preset must be one of partial_supervision, "),
         ("name: x\nlosses: [mCE]\n", "losses: "),
         ("name: x\nnetwork: {strides: [[1, 1, 1]]}\n", "network.strides"),

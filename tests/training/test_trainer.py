@@ -12,9 +12,8 @@ from partialseg.errors import DataError
 from partialseg.losses import PRESETS
 from partialseg.training import callbacks, read_config, read_run, train
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
-from partialseg.training.config import LOSS_CONFIGS, ScheduleConfig
+from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig
 from partialseg.training.history import Progress
-from partialseg.training.trainer import build_loss
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,11 @@ def test_configs_have_the_presets_and_their_options_with_the_same_defaults():
     own_to_keras = {"from_logits", "reduction", "name", "dtype"}
     for name, section in LOSS_CONFIGS.items():
         parameters = inspect.signature(PRESETS[name]).parameters
-        defaults = {option: p.default for option, p in parameters.items() if option not in own_to_keras}
+        defaults = {
+            option: None if parameter.default is parameter.empty else parameter.default
+            for option, parameter in parameters.items()
+            if option not in own_to_keras
+        }
         assert section().model_dump(exclude={"preset"}) == defaults, name
 
 
@@ -84,6 +87,7 @@ def test_configs_have_the_presets_and_their_options_with_the_same_defaults():
     [
         ({"preset": "target_adaptive"}, {"TAL"}),
         ({"preset": "masked_sigmoid", "batch": True}, {"BCE", "DC"}),
+        ({"preset": "prior_aware", "dual_rate": 0.1}, {"CE", "prior"}),
     ],
 )
 def test_train_takes_the_preset_that_the_config_names(
@@ -97,8 +101,7 @@ def test_train_takes_the_preset_that_the_config_names(
         main()
     assert ended.value.code == 0
     run = read_run(tmp_path / "run")
-    loss = build_loss(run.config)
-    assert type(loss) is PRESETS[run.config.losses.preset]
+    assert run.config.losses.model_dump().items() >= losses.items()
     assert {row["term"] for row in rows(run.folder / "terms.csv")} == terms
     assert run.model_path.is_file()
 
@@ -133,6 +136,45 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [[r[c] for c in columns] for r in rows(resumed.folder / "log.csv")] == [
         [r[c] for c in columns] for r in rows(run.folder / "log.csv")
     ]
+
+
+def test_a_stopped_run_with_a_loss_that_has_a_state_goes_on_with_that_state(
+    config, tiny_prepared, tmp_path, monkeypatch
+):
+    losses = PriorAwareConfig(prior=(0.5, 0.1, 0.1, 0.1, 0.1, 0.1), dual_rate=0.5, weight=1.0)
+    config = config.model_copy(update={"losses": losses, "stages": config.stages[1:]})
+    whole = train(config, tiny_prepared, tmp_path / "whole")
+    saved = callbacks.save_checkpoint
+
+    def save_then_stop(*args):
+        saved(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks, "save_checkpoint", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tiny_prepared, tmp_path / "run")
+    monkeypatch.setattr(callbacks, "save_checkpoint", saved)
+    resumed = train(config, tiny_prepared, tmp_path / "run")
+    for mine, theirs in zip(weights(resumed), weights(whole), strict=True):
+        assert np.allclose(mine, theirs, atol=1e-6)
+    losses = [[row["loss"] for row in rows(run.folder / "log.csv")] for run in (resumed, whole)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ((0.9, 0.1), "losses.prior has 2 shares"),
+        ({"background": 0.9, "spleen": 0.1}, "losses.prior has background, spleen, and the classes"),
+    ],
+)
+def test_a_prior_of_other_classes_is_refused_and_leaves_no_folder(
+    prior, words, config, tiny_prepared, tmp_path
+):
+    other = config.model_copy(update={"losses": PriorAwareConfig(prior=prior)})
+    with pytest.raises(DataError, match=words):
+        train(other, tiny_prepared, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
