@@ -312,8 +312,9 @@ def study(
 
     In: nothing, or the raw datasets. Out: DIR with networks, predictions and scores, and study.json, table.csv,
     table.md and report.html. table3: Dice by training data and loss; table4: Hausdorff distances of the same
-    networks; table5: weights of marginal and exclusion loss; table6: fewer annotations. To share the work, give
-    each machine a DIR and some networks, copy their runs and predictions together, and call once more.
+    networks; table5: weights of marginal and exclusion loss; table6: fewer annotations; table7: losses of other
+    methods. To share the work, give each machine a DIR and some networks, copy their runs and predictions
+    together, and call once more.
     """
     from partialseg.study.plan import choose_networks, plan_study
     from partialseg.training.config import read_config

@@ -28,7 +28,15 @@ from partialseg.files import write_json, write_text
 from partialseg.progress import console
 from partialseg.report.html import report_run
 from partialseg.study.annotation import keep_single_organs
-from partialseg.study.plan import METRICS, TITLES, Network, TrainingData, choose_networks, plan_study
+from partialseg.study.plan import (
+    METRICS,
+    NOTES,
+    TITLES,
+    Network,
+    TrainingData,
+    choose_networks,
+    plan_study,
+)
 from partialseg.study.scoring import is_scored, read_all_scores, score_network
 from partialseg.study.table import study_markdown, study_table
 from partialseg.training.callbacks import LossIsNotFiniteError
@@ -45,7 +53,7 @@ class StudyResult:
     """What a study made.
 
     Attributes:
-        name: "table3" to "table6".
+        name: "table3" to "table7".
         table: All numbers, see `partialseg.study.table.study_table`; empty while no row is complete.
         report: The HTML report; None while no row is complete.
         missing: Networks that the rest of the table waits for.
@@ -80,7 +88,7 @@ def run_study(
     their `runs` and `predictions` together, and call once more with all networks.
 
     Args:
-        name: "table3" to "table6".
+        name: "table3" to "table7".
         out: Folder for everything.
         raw: Folder with the five datasets as downloaded; None makes phantom data.
         config: Network, optimiser and stages; "paper" for raw data and "demo" for the phantom by default.
@@ -92,8 +100,8 @@ def run_study(
         The table, the report, what is missing and what was wrong.
 
     Raises:
-        DataError: If a dataset is missing, the folder belongs to other settings, or the package lacks what the
-            table compares.
+        DataError: If a dataset is missing, the folder belongs to other settings, or the config does not suit a
+            study.
         ValueError: If there is no such table or network.
     """
     out, raw = Path(out), None if raw is None else Path(raw)
@@ -252,6 +260,7 @@ def _notes(name: str, networks: Sequence[Network], study: _Study, missing: Seque
         f"Data: {study.raw}; voxels of {' x '.join(f'{size:g}' for size in study.spacing_mm)} mm (z, y, x); "
         f"config {config.name}; seed {config.seed}; the same number of steps for each network."
     ]
+    notes += NOTES.get(name, ())
     if name == "table6":
         notes += [note for network in networks if (note := _annotation_note(network, study.out))]
     if missing:

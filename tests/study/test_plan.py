@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from partialseg.data.classes import class_names
 from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.data.relabel import prepared_values
 from partialseg.errors import DataError
-from partialseg.study.plan import ANNOTATIONS, CARDS, TITLES, WEIGHTS, choose_networks, plan_study
-from partialseg.training.config import StageConfig, TrainingConfig, read_config
+from partialseg.study.plan import ANNOTATIONS, CARDS, NOTES, TITLES, WEIGHTS, choose_networks, plan_study
+from partialseg.training.config import LOSS_CONFIGS, StageConfig, TrainingConfig, read_config
 
 #: Table 1: what each kind of network is trained on, and which organs ∈ datasets it has a tick for.
 TABLE_1 = {
@@ -158,9 +159,41 @@ def test_table_6_hides_the_organs_of_the_papers_shares_of_cases(paper):
         assert [stage.config.datasets for stage in network.stages] == ["full", "all"]
 
 
-def test_table_7_is_refused_since_its_methods_are_not_there(paper):
-    with pytest.raises(DataError, match=r"PaNN and PIPO-FAN.*table3"):
-        plan_study("table7", paper)
+def test_table_7_compares_losses_on_the_same_network_after_the_same_first_stage(paper):
+    beginning, *networks = plan_study("table7", paper)
+    assert (beginning.name, beginning.row) == ("first-ce+dice", None)
+    assert [network.losses.preset for network in networks[:3]] == [
+        "prior_aware",
+        "target_adaptive",
+        "partial_supervision",
+    ]
+    assert {network.losses.preset for network in networks} == set(LOSS_CONFIGS)
+    assert all(network.start_from == beginning.name for network in networks)
+    assert {datasets_of(network) == set(CARDS) for network in networks} == {True}
+    ours, others = networks[2], [*networks[:2], *networks[3:]]
+    assert {network.stages for network in others} == {ours.stages}
+    for network in others:
+        expected = LOSS_CONFIGS[network.losses.preset]()
+        if network.losses.preset in ("naive_background", "ignore_background"):
+            expected = expected.model_copy(update={"class_reduction": "sum"})  # as the paper config for ours
+        assert network.losses == expected
+
+
+def test_table_7_shares_our_network_with_table_3_and_says_what_it_does_not_compare(paper):
+    shared = set(plan_study("table7", paper)) & {
+        dataclasses.replace(network, row="ours, CE+Dice+exclusion") if network.row else network
+        for network in plan_study("table3", paper)
+    }
+    assert {network.name for network in shared} == {"first-ce+dice", "all-ce+dice+exclusion-1to2"}
+    assert "losses of other methods" in TITLES["table7"]
+    assert "pyramid network" in " ".join(NOTES["table7"])
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_a_config_with_a_preset_of_its_own_is_refused(table, paper):
+    other = paper.model_copy(update={"losses": LOSS_CONFIGS["target_adaptive"]()})
+    with pytest.raises(DataError, match="its losses are target_adaptive, and a study chooses"):
+        plan_study(table, other)
 
 
 def test_unknown_table_is_refused(paper):

@@ -103,10 +103,22 @@ def test_list_prints_networks_and_steps_and_writes_nothing(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_table_7_exits_with_1_and_one_line(tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, "table7", "--out", tmp_path / "out") == 1
-    assert capsys.readouterr().err.startswith("table7: compares with PaNN and PIPO-FAN")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+def test_table_7_trains_with_other_losses_and_says_that_these_alone_are_compared(tiny_raw, config, tmp_path):
+    from partialseg.study.runner import run_study
+
+    only = ["all-prior-aware", "all-target-adaptive"]
+    result = run_study("table7", tmp_path, raw=tiny_raw, config=config, spacing_mm=(6, 6, 6), only=only)
+    assert not result.problems
+    assert "all-ce+dice+exclusion-1to2" in result.missing
+    assert list(result.table["network"].unique()) == ["PaNN's loss", "PIPO-FAN's loss"]
+    text = (tmp_path / "table.md").read_text()
+    assert "are their losses, not the methods" in text
+    terms = {name: pd.read_csv(tmp_path / "runs" / name / "terms.csv")["term"] for name in only}
+    assert {name: set(found) for name, found in terms.items()} == {
+        "all-prior-aware": {"CE", "prior"},
+        "all-target-adaptive": {"TAL"},
+    }
 
 
 def test_unknown_networks_and_tables_exit_with_2(monkeypatch, capsys):
