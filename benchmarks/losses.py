@@ -5,7 +5,7 @@
     python benchmarks/losses.py steps    [--rounds 15] [--networks demo paper]   in a whole training step
 
 About 4, 4 and 10 minutes on 2 cores. Linux only. Each contender has a process of its own, which stays alive;
-they take turns, a step each. The peers come with the extra `bench`:
+they take turns, a step each. JAX comes with the extra `test`, the peers with the extra `bench`:
 
     pip install -c constraints.txt -e '.[bench]'
 
@@ -195,19 +195,21 @@ def ratio(worker: Worker, reference: Worker | None, figure: Callable[[Worker], f
 
 
 def classes_part(arguments: argparse.Namespace) -> None:
-    """A table of milliseconds, and of nanoseconds for each voxel and class, that stay alike if cost is linear."""
+    """A table of milliseconds, and of processor time for each voxel and class, constant if cost is linear."""
     contenders = [name for name in CLASSES_CONTENDERS if name in arguments.contenders]
     voxels = math.prod(CLASSES_SIZE)
-    lines = [
-        "| classes | " + " | ".join(f"{CONTENDERS[name]}: ms (ns)" for name in contenders) + " |",
-        "|---" * (len(contenders) + 1) + "|",
-    ]
+    print(f"\n## {CLASSES_SIZE}, and classes\n")
+    print("In brackets nanoseconds of processor time for each voxel and class.\n")
+    print("| classes | " + " | ".join(CONTENDERS[name] for name in contenders) + " |")
+    print("|---" * (len(contenders) + 1) + "|", flush=True)
     for num_classes in NUM_CLASSES:
         workers = measure(contenders, (*CLASSES_SIZE, num_classes), arguments)
-        cells = [f"{w.median_ms():.2f} ({1e6 * w.median_ms() / (voxels * num_classes):.1f})" for w in workers]
-        lines.append(f"| {num_classes} | " + " | ".join(cells) + " |")
-    print(f"\n## {CLASSES_SIZE}, and classes\n\nIn brackets nanoseconds for each voxel and class.\n")
-    print("\n".join(lines) + f"\n\n{versions(workers)}", flush=True)
+        cells = [
+            f"{w.median_ms():.2f} ms ({1e6 * w.median_cpu_ms() / (voxels * num_classes):.1f})"
+            for w in workers
+        ]
+        print(f"| {num_classes} | " + " | ".join(cells) + " |", flush=True)
+    print(f"\n{versions(workers)}", flush=True)
 
 
 def steps_part(arguments: argparse.Namespace) -> None:
