@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-slow lint notebooks clean
+.PHONY: venv demo test test-jax test-torch test-slow lint notebooks clean
 
 venv: .venv/installed
 
@@ -16,8 +16,23 @@ venv: .venv/installed
 demo: venv
 	$(BIN)/partialseg demo --out demo
 
+# What is written on keras.ops alone gives the same numbers on each backend; the rest is TensorFlow's.
+ON_ANY_BACKEND := tests/losses tests/models partialseg/losses partialseg/models
+
 test: lint
 	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(MAKE) test-jax
+
+test-jax: venv
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" --durations=5 $(ON_ANY_BACKEND)
+
+# The CPU build, by its full version: what PyPI has under this number brings gigabytes of CUDA on Linux.
+# Where pip does not find it, see CONTRIBUTING.md.
+TORCH ?= torch==2.13.0+cpu
+
+test-torch: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" --durations=5 $(ON_ANY_BACKEND)
 
 # Whole trainings: the demo, a study, real label maps dressed as CT.
 test-slow: venv

@@ -49,7 +49,10 @@ setup(
         "notebooks": ["jupyterlab>=4.2", "jupytext>=1.16"],
         "serving": ["tensorflow-serving-api>=2.17,<2.18"],
         "bench": ["torch>=2.3", "nnunetv2>=2.5", "monai>=1.4", "surface-distance", "MedPy"],
+        "jax": ["jax>=0.5,<0.6"],
+        "torch": ["torch>=2.3"],
         "test": [
+            "jax>=0.5,<0.6",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
