@@ -4,7 +4,9 @@ Values and gradients, in the finest precision that the backend has. The gradient
 complex step.
 """
 
+import importlib.util
 import itertools
+from pathlib import Path
 
 import keras
 import ml_dtypes
@@ -126,7 +128,7 @@ CHOICES = {
 EVERY_OPTION = [dict(zip(CHOICES, chosen, strict=True)) for chosen in itertools.product(*CHOICES.values())]
 # Few shapes, since a backend may compile each operation anew for each.
 SHAPES = [(1, 1, 2), (1, 3, 3), (2, 3, 4), (3, 2, 6)]
-EXAMPLES = 15 if keras.backend.backend() == "jax" else 50
+EXAMPLES = 15 if keras.backend.backend() == "jax" else 40
 
 
 @st.composite
@@ -147,10 +149,10 @@ def any_sets(draw):
     return draw(hnp.arrays(np.uint8, draw(st.sampled_from(SHAPES)), elements=st.integers(0, 1)))
 
 
-def weighted(values):
-    """The sum of all terms and samples, each with a weight of its own, so that none stands in for another."""
+def weighted(values, chosen=TERMS):
+    """The sum of terms and samples, each with a weight of its own, so that none stands in for another."""
     total = 0
-    for place, term in enumerate(TERMS):
+    for place, term in enumerate(chosen):
         total = total + sum((1 + place + 0.3 * i) * values[term][i] for i in range(len(values[term])))
     return total
 
@@ -197,13 +199,6 @@ LABEL_SETS = {
     "nothing": np.ones((3, 6), np.uint8),
 }
 MIXED = np.array(list(LABEL_SETS.values()), np.uint8)
-# In a plain sum over samples, a gradient that went to the wrong sample might not show.
-WEIGHTS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
-def weighted_samples(values):
-    return sum(weight * values[i] for i, weight in enumerate(WEIGHTS))
-
 
 float64_in_keras = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -216,16 +211,14 @@ def test_every_option_equals_the_reference_on_mixed_label_sets(options, value_an
     rng, precision = np.random.default_rng(3), 50 * np.finfo(finest_dtype).eps
     logits, directions = rng.normal(0, 1, MIXED.shape), rng.normal(0, 1, (3, *MIXED.shape))
     loss = PartialSupervision(**options)
-    slow = reference(MIXED, logits, options)
-    slow_ahead = [reference(MIXED, logits + 1e-30j * direction, options) for direction in directions]
-    for term in TERMS:
-        value, gradient = value_and_gradient(
-            lambda x, term=term: weighted_samples(loss.values(MIXED, x)[term]), logits, finest_dtype
-        )
-        slopes = [np.imag(weighted_samples(ahead[term])) * 1e30 for ahead in slow_ahead]
-        assert np.abs(slopes).min() > 1e-3
-        assert value == pytest.approx(weighted_samples(slow[term]), rel=precision)
-        np.testing.assert_allclose((directions * gradient).sum((1, 2, 3)), slopes, atol=8 * precision)
+
+    def slow(logits):
+        return weighted(reference(MIXED, logits, options))
+
+    value, gradient = value_and_gradient(lambda x: weighted(loss.values(MIXED, x)), logits, finest_dtype)
+    slopes = [np.imag(slow(logits + 1e-30j * direction)) * 1e30 for direction in directions]
+    assert value == pytest.approx(slow(logits), rel=precision)
+    np.testing.assert_allclose((directions * gradient).sum((1, 2, 3)), slopes, atol=10 * precision)
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -238,11 +231,11 @@ def test_gradient_is_exact_but_for_the_rounding_to_the_dtype_of_the_logits(
     loss = PartialSupervision(**options)
     for term in TERMS:
         value, gradient = value_and_gradient(
-            lambda x, term=term: weighted_samples(loss.values(MIXED, x)[term]), logits, dtype
+            lambda x, term=term: weighted(loss.values(MIXED, x), [term]), logits, dtype
         )
 
         def slow(logits, term=term):
-            return weighted_samples(reference(MIXED, logits, options)[term])
+            return weighted(reference(MIXED, logits, options), [term])
 
         expected = complex_step(slow, logits)
         assert value == pytest.approx(slow(logits), rel=2e-6), term
@@ -257,14 +250,11 @@ def test_gradient_of_every_option_equals_finite_differences(options, value_and_g
     rng, step = np.random.default_rng(3), 1e-5
     logits, direction = rng.normal(0, 1, MIXED.shape), rng.normal(0, 1, MIXED.shape)
     loss = PartialSupervision(**options)
-    ahead, behind = (loss.values(MIXED, logits + side * step * direction) for side in (1, -1))
-    for term in TERMS:
-        _, gradient = value_and_gradient(
-            lambda x, term=term: weighted_samples(loss.values(MIXED, x)[term]), logits, "float64"
-        )
-        difference = float(weighted_samples(ahead[term] - behind[term])) / (2 * step)
-        assert abs(difference) > 1e-3
-        assert (gradient * direction).sum() == pytest.approx(difference, rel=1e-7), term
+    _, gradient = value_and_gradient(lambda x: weighted(loss.values(MIXED, x)), logits, "float64")
+    ahead, behind = (
+        float(weighted(loss.values(MIXED, logits + side * step * direction))) for side in (1, -1)
+    )
+    assert (gradient * direction).sum() == pytest.approx((ahead - behind) / (2 * step), rel=1e-7)
 
 
 @float64_in_keras
@@ -277,3 +267,24 @@ def test_gradient_at_probabilities_equals_finite_differences(term, value_and_gra
     _, gradient = value_and_gradient(lambda x: loss(MIXED, x), probabilities, "float64")
     ahead, behind = (float(loss(MIXED, probabilities + side * step * direction)) for side in (1, -1))
     assert (gradient * direction).sum() == pytest.approx((ahead - behind) / (2 * step), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "loss_precision.py"
+    spec = importlib.util.spec_from_file_location("loss_precision", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_of_the_benchmark_is_this_one(benchmark):
+    candidates, logits = benchmark.partitions()
+    direction = np.random.default_rng(6).normal(0, 1, logits.shape[1:])
+    for sample, x in [*zip(candidates[:20], logits, strict=False), *zip(MIXED, logits[:, :3], strict=False)]:
+        moved = x[None] + 1e-30j * direction[: len(x)]
+        exact = reference(sample[None], moved, EVERY_OPTION[0])
+        for term, (value, gradient) in benchmark.reference(sample, x).items():
+            assert value == pytest.approx(np.real(exact[term][0]), rel=1e-12, abs=1e-14), term
+            slope = np.imag(exact[term][0]) * 1e30
+            assert (gradient * direction[: len(x)]).sum() == pytest.approx(slope, rel=1e-10, abs=1e-14), term
