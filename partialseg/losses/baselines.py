@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from partialseg.losses.supervision import PartialSupervision
-from partialseg.losses.terms import Tensor
+from partialseg.losses.inputs import Tensor
 
 
 def merged_background_is_background(candidates: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 
 from partialseg.losses import terms
+from partialseg.losses.inputs import Tensor
+from partialseg.losses.voxel_sums import voxel_sums
 
 
 @keras.saving.register_keras_serializable(package="partialseg")
@@ -75,12 +77,16 @@ class ExclusionDice(keras.losses.Loss):
         self.merged_background_excludes = merged_background_excludes
         self.partial_samples_only = partial_samples_only
 
-    def call(self, y_true: terms.Tensor, y_pred: terms.Tensor) -> terms.Tensor:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One value per sample, `(batch,)`."""
-        voxels = terms.voxels_of(y_true, y_pred, self.from_logits)
+        sums = voxel_sums(
+            y_true,
+            y_pred,
+            self.from_logits,
+            merged_background_excludes=self.merged_background_excludes,
+        )
         return terms.exclusion_dice(
-            voxels,
-            terms.exclusion_sets(voxels, self.merged_background_excludes),
+            sums,
             self.class_reduction,
             self.include_background,
             self.batch,
@@ -150,12 +156,16 @@ class ExclusionCrossEntropy(keras.losses.Loss):
         self.merged_background_excludes = merged_background_excludes
         self.partial_samples_only = partial_samples_only
 
-    def call(self, y_true: terms.Tensor, y_pred: terms.Tensor) -> terms.Tensor:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One value per sample, `(batch,)`."""
-        voxels = terms.voxels_of(y_true, y_pred, self.from_logits)
+        sums = voxel_sums(
+            y_true,
+            y_pred,
+            self.from_logits,
+            merged_background_excludes=self.merged_background_excludes,
+        )
         return terms.exclusion_cross_entropy(
-            voxels,
-            terms.exclusion_sets(voxels, self.merged_background_excludes),
+            sums,
             self.include_background,
             self.partial_samples_only,
         )

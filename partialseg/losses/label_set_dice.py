@@ -14,7 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from partialseg.losses.terms import Tensor, checked_class_reduction
+from partialseg.losses.inputs import Tensor
+from partialseg.losses.terms import checked_class_reduction
 from partialseg.losses.voxel_sets import (
     VoxelSets,
     marginal_cross_entropy,

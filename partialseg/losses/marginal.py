@@ -7,6 +7,8 @@ from typing import Any
 import keras
 
 from partialseg.losses import terms
+from partialseg.losses.inputs import Tensor
+from partialseg.losses.voxel_sums import voxel_sums
 
 
 @keras.saving.register_keras_serializable(package="partialseg")
@@ -49,9 +51,9 @@ class MarginalCrossEntropy(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.from_logits = from_logits
 
-    def call(self, y_true: terms.Tensor, y_pred: terms.Tensor) -> terms.Tensor:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One value per sample, `(batch,)`."""
-        return terms.marginal_cross_entropy(terms.voxels_of(y_true, y_pred, self.from_logits))
+        return terms.marginal_cross_entropy(voxel_sums(y_true, y_pred, self.from_logits, exclusion=False))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""
@@ -119,10 +121,10 @@ class MarginalDice(keras.losses.Loss):
         self.include_background = include_background
         self.batch = batch
 
-    def call(self, y_true: terms.Tensor, y_pred: terms.Tensor) -> terms.Tensor:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One value per sample, `(batch,)`."""
-        voxels = terms.voxels_of(y_true, y_pred, self.from_logits)
-        return terms.marginal_dice(voxels, self.class_reduction, self.include_background, self.batch)
+        sums = voxel_sums(y_true, y_pred, self.from_logits, exclusion=False)
+        return terms.marginal_dice(sums, self.class_reduction, self.include_background, self.batch)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from partialseg.losses.terms import Tensor
+from partialseg.losses.inputs import Tensor
 from partialseg.losses.voxel_sets import VoxelSets, sum_over_replicas, sum_over_voxels, voxel_sets_of
 
 #: In numerator and denominator of Dice, as in the published code.

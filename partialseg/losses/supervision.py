@@ -7,16 +7,15 @@ from typing import Any
 
 import keras
 
+from partialseg.losses.inputs import Tensor
 from partialseg.losses.terms import (
-    Tensor,
     checked_class_reduction,
     exclusion_cross_entropy,
     exclusion_dice,
-    exclusion_sets,
     marginal_cross_entropy,
     marginal_dice,
-    voxels_of,
 )
+from partialseg.losses.voxel_sums import voxel_sums
 
 MARGINAL_TERMS = ("mCE", "mDC")
 EXCLUSION_TERMS = ("eCE", "eDC")
@@ -141,15 +140,18 @@ class PartialSupervision(keras.losses.Loss):
         return self.marginal if term in MARGINAL_TERMS else self.exclusion
 
     def _values(self, y_true: Tensor, y_pred: Tensor, chosen: Sequence[str]) -> dict[str, Tensor]:
-        voxels = voxels_of(y_true, y_pred, self.from_logits)
-        excluded = exclusion_sets(voxels, self.merged_background_excludes)
+        sums = voxel_sums(
+            y_true,
+            y_pred,
+            self.from_logits,
+            exclusion=not set(chosen).isdisjoint(EXCLUSION_TERMS),
+            merged_background_excludes=self.merged_background_excludes,
+        )
         dice = (self.class_reduction, self.include_background, self.batch)
         compute = {
-            "mCE": lambda: marginal_cross_entropy(voxels),
-            "mDC": lambda: marginal_dice(voxels, *dice),
-            "eCE": lambda: exclusion_cross_entropy(
-                voxels, excluded, self.include_background, self.partial_samples_only
-            ),
-            "eDC": lambda: exclusion_dice(voxels, excluded, *dice, self.partial_samples_only),
+            "mCE": lambda: marginal_cross_entropy(sums),
+            "mDC": lambda: marginal_dice(sums, *dice),
+            "eCE": lambda: exclusion_cross_entropy(sums, self.include_background, self.partial_samples_only),
+            "eDC": lambda: exclusion_dice(sums, *dice, self.partial_samples_only),
         }
         return {term: compute[term]() for term in chosen}

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from partialseg.losses.marginal import MarginalCrossEntropy
-from partialseg.losses.terms import Tensor
+from partialseg.losses.inputs import Tensor
 
 
 @keras.saving.register_keras_serializable(package="partialseg")

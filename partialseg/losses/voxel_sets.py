@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from partialseg.losses.terms import Tensor, log_probabilities_of, marginal_log_probability
+from partialseg.losses.inputs import Tensor, log_probabilities_of, marginal_log_probability
 
 
 class VoxelSets(NamedTuple):

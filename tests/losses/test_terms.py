@@ -70,9 +70,9 @@ def test_merging_is_told_apart_by_sample():
 
 def test_sums_over_a_million_voxels_keep_their_digits():
     num_voxels = 1_500_000
-    candidates = np.zeros((1, num_voxels, 6), np.uint8)
-    candidates[:, :] = MERGED_BACKGROUND
-    candidates[0, :1000] = [0, 1, 0, 0, 0, 0]
+    candidates = np.zeros((1, 15, 100, 1000, 6), np.uint8)
+    candidates[..., :] = MERGED_BACKGROUND
+    candidates[0, 0, 0] = [0, 1, 0, 0, 0, 0]
     sums = voxel_sums(candidates, np.zeros(candidates.shape, "float32"))
     marginal = terms.marginal_dice_sums(sums)
     np.testing.assert_allclose(marginal.truth[0, :2], [num_voxels - 1000, 1000], rtol=5e-6)
@@ -87,7 +87,7 @@ def test_voxels_with_no_candidate_count_as_ignored(no_candidates):
     candidates = np.array([[[1, 0, 0], [0, 1, 1], [no_candidates] * 3]])
     sums = voxel_sums(candidates, np.zeros(candidates.shape))
     np.testing.assert_array_equal(sums.known, [[2]])
-    np.testing.assert_allclose(sums.truth, [[1, 0.5, 0.5]])
+    np.testing.assert_array_equal(sums.truth, [[1, 1, 0]])
     np.testing.assert_allclose(sums.predicted, np.full((1, 3), 2 / 3), rtol=1e-6)
     np.testing.assert_allclose(sums.marginal_nll, [np.log(3) + np.log(3 / 2)], rtol=1e-6)
     np.testing.assert_array_equal(sums.excluded, [[1, 1, 1]])
