@@ -1,6 +1,9 @@
 """Every preset behaves as one loss: the same arguments, the same shapes, in `fit` and in a `.keras` file."""
 
 import inspect
+import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -141,3 +144,45 @@ def test_an_unknown_option_names_those_that_there_are():
 def test_what_a_preset_must_be_given_is_said():
     with pytest.raises(ValueError, match="'prior_aware' must be given prior; see PriorAware"):
         preset("prior_aware")
+
+
+SCRIPT = """
+import contextlib, json, sys
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from partialseg.losses import preset
+
+rng = np.random.default_rng(0)
+image = rng.normal(size=(4, 6, 6, 1)).astype("float32")
+candidates = np.eye(4, dtype=np.uint8)[rng.integers(0, 4, (4, 6, 6))]
+candidates[1][candidates[1, ..., 1] == 0] = [1, 0, 1, 1]
+candidates[2][candidates[2, ..., 2] == 0] = [1, 1, 0, 1]
+
+def weights_after_training(name, scope):
+    with scope:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(4, 3, padding="same")])
+        model.compile(optimizer=keras.optimizers.SGD(0.5), loss=preset(name, batch=True))
+    model.fit(image, candidates, batch_size=4, epochs=4, shuffle=False, verbose=0)
+    return [weights.tolist() for weights in model.get_weights()]
+
+two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+scopes = (contextlib.nullcontext, two.scope)
+print(json.dumps({name: [weights_after_training(name, scope()) for scope in scopes] for name in sys.argv[1:]}))
+"""
+WITH_BATCH_DICE = [name for name in PRESETS if "batch" in inspect.signature(PRESETS[name]).parameters]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="MirroredStrategy is TensorFlow's")
+def test_batch_dice_on_two_replicas_equals_one():
+    assert len(WITH_BATCH_DICE) == 7
+    command = [sys.executable, "-c", SCRIPT, *WITH_BATCH_DICE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, (one, two) in json.loads(done.stdout.splitlines()[-1]).items():
+        for weights_of_one, weights_of_two in zip(one, two, strict=True):
+            np.testing.assert_allclose(weights_of_two, weights_of_one, atol=1e-6, err_msg=name)
