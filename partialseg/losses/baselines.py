@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from partialseg.losses.supervision import PartialSupervision
 from partialseg.losses.inputs import Tensor
+from partialseg.losses.supervision import PartialSupervision
 
 
 def merged_background_is_background(candidates: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from partialseg._environment import start_xla_quietly
+
 
 def compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let XLA compile a function of tensors, on the backends that have it.
@@ -42,6 +44,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
+        start_xla_quietly()
         return tf.function(function, jit_compile=True, reduce_retracing=True, autograph=False)
     if keras.backend.backend() == "jax":
         import jax

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from partialseg.losses.marginal import MarginalCrossEntropy
 from partialseg.losses.inputs import Tensor
+from partialseg.losses.marginal import MarginalCrossEntropy
 
 
 @keras.saving.register_keras_serializable(package="partialseg")

@@ -14,6 +14,7 @@ TERMS = ("mCE", "mDC", "eCE", "eDC")
 CANDIDATES = np.array([[1, 0, 1], [1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 1, 0]], np.uint8)
 LOGITS = np.array([[0.0, 0, 0], [2.5, -1, 0.3], [-0.7, 0.9, 0.1], [0, 0.4, -0.2], [0.6, -1.5, 1]], "float32")
 COUNTS = np.array([700_001, 650_003, 449_996, 150_000, 50_000])
+SHAPE = (1, 40, 200, 250, 3)
 
 
 def exact(logits):
@@ -34,8 +35,8 @@ def exact(logits):
 
 
 def test_two_million_voxels_in_float32_equal_double_precision(compiled, value_and_gradient, complex_step):
-    candidates = ops.convert_to_tensor(np.repeat(CANDIDATES, COUNTS, axis=0)[None])
-    logits = ops.convert_to_tensor(np.repeat(LOGITS, COUNTS, axis=0)[None])
+    candidates = ops.convert_to_tensor(np.repeat(CANDIDATES, COUNTS, axis=0).reshape(SHAPE))
+    logits = ops.convert_to_tensor(np.repeat(LOGITS, COUNTS, axis=0).reshape(SHAPE))
     loss = PartialSupervision()
     values = compiled(loss.values)(candidates, logits)
     expected = exact(LOGITS.astype("float64"))
@@ -46,5 +47,5 @@ def test_two_million_voxels_in_float32_equal_double_precision(compiled, value_an
     total = compiled(lambda *args: sum(weights[term] * loss.values(*args)[term][0] for term in TERMS))
     _, gradient = value_and_gradient(lambda x: total(candidates, x), logits)
     of_each_kind = complex_step(lambda x: sum(weights[term] * exact(x)[term] for term in TERMS), LOGITS)
-    last_of_each_kind = gradient[0, np.cumsum(COUNTS) - 1]
+    last_of_each_kind = gradient.reshape(-1, 3)[np.cumsum(COUNTS) - 1]
     np.testing.assert_allclose(last_of_each_kind, of_each_kind / COUNTS[:, None], rtol=1e-5)
