@@ -8,6 +8,7 @@ import keras
 
 from partialseg.losses import terms
 from partialseg.losses.inputs import Tensor
+from partialseg.losses.reductions import checked_class_reduction
 from partialseg.losses.voxel_sums import voxel_sums
 
 
@@ -71,7 +72,7 @@ class ExclusionDice(keras.losses.Loss):
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.from_logits = from_logits
-        self.class_reduction = terms.checked_class_reduction(class_reduction)
+        self.class_reduction = checked_class_reduction(class_reduction)
         self.include_background = include_background
         self.batch = batch
         self.merged_background_excludes = merged_background_excludes

@@ -39,7 +39,7 @@ def flat_candidates_and_logits(
         ((2, 4, 30, 3), (2, 4, 30, 3))
     """
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-    _check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
+    check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
     shape = ops.shape(y_pred)
     flat = (shape[0], shape[1] if len(shape) > 3 else 1, -1, y_pred.shape[-1])
     return ops.reshape(y_true, flat), logits_of(ops.reshape(y_pred, flat), from_logits)
@@ -109,7 +109,12 @@ def marginal_log_probability(candidates: Tensor, log_probabilities: Tensor) -> T
     return ops.logsumexp(ops.where(possible, log_probabilities, LOG_ZERO), axis=-1)
 
 
-def _check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | None, ...]) -> None:
+def check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | None, ...]) -> None:
+    """Refuse candidates and predictions that do not belong together.
+
+    Raises:
+        ValueError: If the two shapes differ or the number of classes is not known.
+    """
     known_to_differ = any(
         None not in (true, pred) and true != pred for true, pred in zip(true_shape, pred_shape, strict=False)
     )

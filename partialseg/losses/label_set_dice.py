@@ -15,15 +15,8 @@ import keras
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
-from partialseg.losses.terms import checked_class_reduction
-from partialseg.losses.voxel_sets import (
-    VoxelSets,
-    marginal_cross_entropy,
-    reduce_classes,
-    sum_over_batch,
-    sum_over_voxels,
-    voxel_sets_of,
-)
+from partialseg.losses.reductions import checked_class_reduction, reduce_classes, sum_over_batch
+from partialseg.losses.voxel_sets import VoxelSets, marginal_cross_entropy, sum_over_voxels, voxel_sets_of
 
 #: Only keeps 0/0 away, for a class without a voxel of which none is predicted either.
 EPSILON = 1e-7

@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
-from partialseg.losses.terms import checked_class_reduction
-from partialseg.losses.voxel_sets import VoxelSets, sum_over_replicas, sum_over_voxels, voxel_sets_of
+from partialseg.losses.reductions import checked_class_reduction, sum_over_replicas
+from partialseg.losses.voxel_sets import VoxelSets, sum_over_voxels, voxel_sets_of
 
 EPSILON = 1e-7
 

@@ -40,11 +40,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from partialseg.losses.inputs import Tensor
+from partialseg.losses.reductions import sum_over_batch
 from partialseg.losses.voxel_sets import (
     Tensor,
     VoxelSets,
     marginal_cross_entropy,
-    sum_over_batch,
     sum_over_voxels,
     voxel_sets_of,
 )

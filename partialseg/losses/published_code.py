@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
-from partialseg.losses.voxel_sets import VoxelSets, sum_over_replicas, sum_over_voxels, voxel_sets_of
+from partialseg.losses.reductions import sum_over_replicas
+from partialseg.losses.voxel_sets import VoxelSets, sum_over_voxels, voxel_sets_of
 
 #: In numerator and denominator of Dice, as in the published code.
 SMOOTH = 1e-5

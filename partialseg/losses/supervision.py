@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from partialseg.losses.inputs import Tensor
+from partialseg.losses.reductions import checked_class_reduction
 from partialseg.losses.terms import (
-    checked_class_reduction,
     exclusion_cross_entropy,
     exclusion_dice,
     marginal_cross_entropy,

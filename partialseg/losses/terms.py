@@ -9,30 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import keras
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
+from partialseg.losses.reductions import reduce_classes, sum_over_replicas
 from partialseg.losses.voxel_sums import VoxelSums
 
 #: Only keeps 0/0 away in Dice: a sum of truth that is not zero is at least one voxel.
 EPSILON = 1e-7
-
-CLASS_REDUCTIONS = ("mean", "sum")
-
-
-def checked_class_reduction(class_reduction: str) -> str:
-    """Return `class_reduction` if it is "mean" or "sum".
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    if class_reduction not in CLASS_REDUCTIONS:
-        raise ValueError(
-            f"class_reduction must be one of {CLASS_REDUCTIONS}. "
-            f"Received: class_reduction={class_reduction!r}"
-        )
-    return class_reduction
 
 
 class DiceSums(NamedTuple):
@@ -108,7 +92,7 @@ def marginal_dice(
     dice_sums = marginal_dice_sums(sums)
     if batch:
         dice_sums = _over_batch(dice_sums)
-    values = _reduce_classes(1 - soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)
+    values = _reduce(1 - soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)
     return ops.broadcast_to(values, ops.shape(sums.marginal_nll))
 
 
@@ -140,7 +124,7 @@ def exclusion_dice(
         dice_sums = DiceSums(*(values * partial_samples(sums) for values in dice_sums))
     if batch:
         dice_sums = _over_batch(dice_sums)
-    values = _reduce_classes(soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)
+    values = _reduce(soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)
     return ops.broadcast_to(values, ops.shape(sums.marginal_nll))
 
 
@@ -165,27 +149,11 @@ def _merge(per_class: Tensor, merged: Tensor) -> Tensor:
 
 def _over_batch(sums: DiceSums) -> DiceSums:
     """Add sums over the samples, and over the replicas of a strategy, kept as a batch of one."""
-    totals = _sum_over_replicas(ops.stack([ops.sum(values, axis=0, keepdims=True) for values in sums]))
+    totals = sum_over_replicas(ops.stack([ops.sum(values, axis=0, keepdims=True) for values in sums]))
     return DiceSums(totals[0], totals[1], totals[2], ops.minimum(totals[3], 1))
 
 
-def _sum_over_replicas(values: Tensor) -> Tensor:
-    """Add over the replicas of a tf.distribute strategy; elsewhere there is one, and nothing to add."""
-    if keras.backend.backend() != "tensorflow":
-        return values
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def _reduce_classes(
-    values: Tensor, counted: Tensor, class_reduction: str, include_background: bool
-) -> Tensor:
-    """Sum or mean over the classes that are counted; 0 where none is."""
+def _reduce(values: Tensor, counted: Tensor, class_reduction: str, include_background: bool) -> Tensor:
     if not include_background:
         values, counted = values[:, 1:], counted[:, 1:]
-    total = ops.sum(values * counted, axis=-1)
-    return total / ops.maximum(ops.sum(counted, axis=-1), 1) if class_reduction == "mean" else total
+    return reduce_classes(values, counted, class_reduction)

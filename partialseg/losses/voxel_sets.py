@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import keras
 from keras import ops
 
-from partialseg.losses.inputs import Tensor, log_probabilities_of, marginal_log_probability
+from partialseg.losses.inputs import Tensor, check_shapes, log_probabilities_of, marginal_log_probability
 
 
 class VoxelSets(NamedTuple):
@@ -43,7 +42,7 @@ def voxel_sets_of(y_true: Tensor, y_pred: Tensor, from_logits: bool = True) -> V
         [1.0, 0.0]
     """
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-    _check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
+    check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
     num_classes = y_pred.shape[-1]
     flat = (ops.shape(y_pred)[0], -1, num_classes)
     log_probabilities = log_probabilities_of(ops.reshape(y_pred, flat), from_logits)
@@ -63,40 +62,3 @@ def sum_over_voxels(values: Tensor) -> Tensor:
     """Sum `(batch, voxels, classes)` over the voxels."""
     # TensorFlow adds pairwise along the last axis, but in turn along the middle one, which loses digits.
     return ops.sum(ops.transpose(values, (0, 2, 1)), axis=-1)
-
-
-def sum_over_batch(values: Tensor) -> Tensor:
-    """Sum `(batch, ...)` over the samples, and over the replicas of a TensorFlow strategy; `(1, ...)`."""
-    return sum_over_replicas(ops.sum(values, axis=0, keepdims=True))
-
-
-def sum_over_replicas(values: Tensor) -> Tensor:
-    """Add over the replicas of a TensorFlow strategy; elsewhere there is one, and nothing to add."""
-    if keras.backend.backend() != "tensorflow":
-        return values
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def reduce_classes(values: Tensor, counted: Tensor, class_reduction: str) -> Tensor:
-    """Sum or mean of `(batch, classes)` over the classes that are counted (1, else 0); 0 where none is."""
-    total = ops.sum(values * counted, axis=-1)
-    return total / ops.maximum(ops.sum(counted, axis=-1), 1) if class_reduction == "mean" else total
-
-
-def _check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | None, ...]) -> None:
-    known_to_differ = any(
-        None not in (true, pred) and true != pred for true, pred in zip(true_shape, pred_shape, strict=False)
-    )
-    if len(true_shape) != len(pred_shape) or len(pred_shape) < 2 or known_to_differ:
-        raise ValueError(
-            "y_true (candidates) and y_pred must have the same shape (batch, ..., classes). Received: "
-            f"y_true.shape={true_shape}, y_pred.shape={pred_shape}. A map of label values becomes candidates "
-            "by partialseg.data.candidates(label, table)."
-        )
-    if pred_shape[-1] is None:
-        raise ValueError(f"The number of classes must be known. Received: y_pred.shape={pred_shape}")
