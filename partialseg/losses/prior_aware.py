@@ -43,7 +43,6 @@ from keras import ops
 from partialseg.losses.inputs import Tensor
 from partialseg.losses.reductions import sum_over_batch
 from partialseg.losses.voxel_sets import (
-    Tensor,
     VoxelSets,
     marginal_cross_entropy,
     sum_over_voxels,
