@@ -164,10 +164,10 @@ class ExclusionCrossEntropy(keras.losses.Loss):
             y_pred,
             self.from_logits,
             merged_background_excludes=self.merged_background_excludes,
+            penalise_background=self.include_background,
         )
         return terms.exclusion_cross_entropy(
             sums,
-            self.include_background,
             self.partial_samples_only,
         )
 

@@ -16,10 +16,10 @@ LOG_ZERO = -1e30
 SMALLEST_PROBABILITY = 1e-7
 
 
-def flat_candidates_and_logits(
+def rows_of_candidates_and_logits(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Both arguments of a loss with their spatial axes flattened to two, slices and the voxels of each.
+    """Both arguments of a loss with their spatial axes flattened to two, rows of voxels and the voxels of each.
 
     Args:
         y_true: Candidates, 0 or 1, any dtype, `(batch, ..., classes)` with any number of axes between.
@@ -27,22 +27,22 @@ def flat_candidates_and_logits(
         from_logits: Whether `y_pred` holds logits.
 
     Returns:
-        Candidates, in their own dtype, and logits, float32 or float64, both
-        `(batch, slices, voxels, classes)`; with fewer than two axes between there is one slice.
+        Candidates and logits, both float32 or both float64, `(batch, rows, voxels, classes)`.
 
     Raises:
         ValueError: If the two shapes differ or the number of classes is not known.
 
     Example:
-        >>> candidates, logits = flat_candidates_and_logits(ops.ones((2, 4, 5, 6, 3)), ops.ones((2, 4, 5, 6, 3)))
+        >>> candidates, logits = rows_of_candidates_and_logits(ops.ones((2, 4, 5, 6, 3)), ops.ones((2, 4, 5, 6, 3)))
         >>> tuple(candidates.shape), tuple(logits.shape)
-        ((2, 4, 30, 3), (2, 4, 30, 3))
+        ((2, 20, 6, 3), (2, 20, 6, 3))
     """
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
     check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
     shape = ops.shape(y_pred)
-    flat = (shape[0], shape[1] if len(shape) > 3 else 1, -1, y_pred.shape[-1])
-    return ops.reshape(y_true, flat), logits_of(ops.reshape(y_pred, flat), from_logits)
+    flat = (shape[0], -1, shape[-2] if len(shape) > 2 else 1, y_pred.shape[-1])
+    logits = logits_of(ops.reshape(y_pred, flat), from_logits)
+    return ops.cast(ops.reshape(y_true, flat), logits.dtype), logits
 
 
 def logits_of(y_pred: Tensor, from_logits: bool = True) -> Tensor:

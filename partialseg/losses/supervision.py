@@ -146,12 +146,13 @@ class PartialSupervision(keras.losses.Loss):
             self.from_logits,
             exclusion=not set(chosen).isdisjoint(EXCLUSION_TERMS),
             merged_background_excludes=self.merged_background_excludes,
+            penalise_background=self.include_background,
         )
         dice = (self.class_reduction, self.include_background, self.batch)
         compute = {
             "mCE": lambda: marginal_cross_entropy(sums),
             "mDC": lambda: marginal_dice(sums, *dice),
-            "eCE": lambda: exclusion_cross_entropy(sums, self.include_background, self.partial_samples_only),
+            "eCE": lambda: exclusion_cross_entropy(sums, self.partial_samples_only),
             "eDC": lambda: exclusion_dice(sums, *dice, self.partial_samples_only),
         }
         return {term: compute[term]() for term in chosen}

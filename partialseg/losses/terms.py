@@ -128,12 +128,9 @@ def exclusion_dice(
     return ops.broadcast_to(values, ops.shape(sums.marginal_nll))
 
 
-def exclusion_cross_entropy(
-    sums: VoxelSums, include_background: bool = True, partial_samples_only: bool = True
-) -> Tensor:
+def exclusion_cross_entropy(sums: VoxelSums, partial_samples_only: bool = True) -> Tensor:
     """Mean over all voxels of the sum over excluded classes of log(p + 1) (eq. 11); shape `(batch,)`."""
-    penalty = sums.exclusion_penalty if include_background else sums.exclusion_penalty[:, 1:]
-    values = ops.sum(penalty, axis=-1) / sums.num_voxels
+    values = sums.exclusion_penalty / sums.num_voxels
     return values * partial_samples(sums)[:, 0] if partial_samples_only else values
 
 
