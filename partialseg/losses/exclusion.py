@@ -37,7 +37,8 @@ class ExclusionDice(keras.losses.Loss):
             (eq. 9 read literally).
         partial_samples_only: True: a sample takes part only if it is partial, that is, if one of its voxels
             has several candidates, but not all classes; others have the value 0 and, with `batch`, are left
-            out of the sums. On fully annotated samples the paper uses the regular losses alone.
+            out of the sums. On fully annotated samples the paper uses the regular losses alone. A patch that
+            lies within annotated organs has no such voxel, and counts as fully annotated.
         reduction: Keras' reduction over the values of the samples.
         name: Name of the loss.
         dtype: Keras' dtype of the loss; below float32 the sums are float32 all the same.
