@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: venv demo test test-jax test-torch test-slow lint notebooks clean
+.PHONY: venv demo test test-jax torch-available test-torch test-slow lint notebooks clean
 
 venv: .venv/installed
 
@@ -29,6 +29,9 @@ test-jax: venv
 # The CPU build, by its full version: what PyPI has under this number brings gigabytes of CUDA on Linux.
 # Where pip does not find it, see CONTRIBUTING.md.
 TORCH ?= torch==2.13.0+cpu
+
+torch-available: venv
+	$(BIN)/python -m pip install --dry-run --quiet --disable-pip-version-check --no-deps '$(TORCH)'
 
 test-torch: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'
