@@ -54,7 +54,9 @@ NOTES = """
 - Plain CE + Dice: `PartialSupervision(terms=("mCE", "mDC"))`, all organs annotated. Handwritten: softmax, Keras'
   categorical cross-entropy and soft Dice, which know of no partial labels.
 - Four terms: `PartialSupervision()`; even samples annotate the liver alone, odd ones the kidneys.
-- TensorFlow: a `tf.function` of loss and gradient, as in `model.fit`; with jit_compile all of it under XLA.
+- TensorFlow: a `tf.function` of loss and gradient, as in `model.fit`. The losses of this package compile their passes
+  themselves in every row; jit_compile compiles the little around them as well. Handwritten without jit_compile is
+  the only row of TensorFlow without XLA.
 - A step is forward and backward to the logits, until the gradient is there. The time of the first step, with tracing
   and compiling, is of a process that has done one on few voxels. ÷ plain: alike in framework and compilation.
 - MB: how far the peak of resident memory rises in the first step over a process that holds the inputs; and in later

@@ -30,10 +30,10 @@ def print_steps(arguments: argparse.Namespace) -> None:
     )
     print(f"| {header} |\n" + "|---" * (header.count("|") + 1) + "|", flush=True)
     for network in arguments.networks:
-        patch, wall, processor = measure(network, arguments.rounds)
+        shape, wall, processor = measure(network, arguments.rounds)
         cells = [
             network,
-            "2 x " + " x ".join(map(str, patch)),
+            " x ".join(map(str, shape)),
             f"{statistics.median(wall['plain']):.3f}",
             f"{statistics.median(wall['four']):.3f}",
             extra(wall, "four"),
@@ -47,7 +47,7 @@ def print_steps(arguments: argparse.Namespace) -> None:
 def measure(
     network: str, rounds: int
 ) -> tuple[tuple[int, ...], dict[str, list[float]], dict[str, list[float]]]:
-    """Patch size, seconds and processor seconds of each step, per network."""
+    """Batch and patch size, seconds and processor seconds of each step, per network."""
     import keras
 
     config, batch = training_of(network)
@@ -65,7 +65,7 @@ def measure(
             if number:  # the first round traces
                 wall[name].append(time.perf_counter() - start)
                 processor[name].append(time.process_time() - start_processor)
-    return config.patch_size, wall, processor
+    return (config.batch_size, *config.patch_size), wall, processor
 
 
 def training_of(network: str):
