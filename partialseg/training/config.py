@@ -140,16 +140,35 @@ class IgnoreBackgroundConfig(_BaselineConfig):
     preset: Literal["ignore_background"] = "ignore_background"
 
 
+def _form_of_prior(prior: Any) -> str | None:
+    """Whether a prior is by name or in the order of the classes; None where it is neither."""
+    if isinstance(prior, dict):
+        return "by name"
+    return "in order" if isinstance(prior, list | tuple) else None
+
+
+#: The form is told first, so that an error is that of the form which was given.
+_Prior = Annotated[
+    Annotated[dict[str, Share], Tag("by name")] | Annotated[tuple[Share, ...], Tag("in order")],
+    Discriminator(
+        _form_of_prior,
+        custom_error_type="prior",
+        custom_error_message="prior must be shares by class name, or a list of shares",
+    ),
+]
+
+
 class PriorAwareConfig(_Section):
     """What `partialseg.losses.PriorAware` takes; see there.
 
     Attributes:
         prior: Share of the voxels of a patch for each class, background first: by name, or in the order of the
-            classes. None: measured in patches of the fully annotated training cases when training begins.
+            classes. None: measured in patches of the fully annotated training cases when training begins, and
+            written into the config of the run.
     """
 
     preset: Literal["prior_aware"] = "prior_aware"
-    prior: dict[str, Share] | tuple[Share, ...] | None = None
+    prior: _Prior | None = None
     weight: float = Field(0.1, ge=0)
     dual_rate: float | None = Field(0.05, gt=0, le=1)
     merged_voxels: Literal["pseudo_label", "marginal"] = "pseudo_label"
@@ -351,11 +370,19 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        # Of the place of an error in `losses`, pydantic names the preset too, which the file does not.
-        field = ".".join(str(part) for part in first["loc"] if part not in LOSS_CONFIGS) or "the file"
+        field = ".".join(str(part) for part in _place_in_file(first["loc"])) or "the file"
         raise DataError(
             path, f"{field}: {first['msg']}, received {first['input']!r}", "correct it"
         ) from error
+
+
+def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place of an error without what pydantic adds and the file does not have: preset, and form of a prior."""
+    if place[:1] == ("losses",):
+        place = place[:1] + place[2:]
+    if place[:2] == ("losses", "prior"):
+        place = place[:2] + place[3:]
+    return place
 
 
 def write_config(config: TrainingConfig, path: Path) -> None:

@@ -62,7 +62,14 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nlosses: {preset: leaf_dice, exponent: 3}\n", "losses.exponent: "),
         ("name: x\nlosses: {preset: naive_background, class_reduction: max}\n", "losses.class_reduction: "),
         ("name: x\nlosses: {preset: prior_aware, prior: [0.9, 0.2]}\n", "losses.prior: "),
-        ("name: x\nlosses: {preset: prior_aware, prior: {background: 1.5}}\n", "losses.prior."),
+        ("name: x\nlosses: {preset: prior_aware, prior: [0.9, 1.2]}\n", "losses.prior.1: "),
+        (
+            "name: x\nlosses: {preset: prior_aware, prior: {background: 1.5, liver: 0.1}}\n",
+            "losses.prior.background: ",
+        ),
+        ("name: x\nlosses: {preset: prior_aware, prior: 0.1}\n", "losses.prior: prior must be shares by "),
+        ("name: x\nlosses: {prior: [0.9, 0.1]}\n", "losses.prior: "),
+        ("name: x\nlosses: {leaf_dice: {}}\n", "losses.leaf_dice: "),
         ("name: x\nlosses: {preset: naive}\n", "losses: preset must be one of partial_supervision, "),
         ("name: x\nlosses: [mCE]\n", "losses: "),
         ("name: x\nnetwork: {strides: [[1, 1, 1]]}\n", "network.strides"),
@@ -81,7 +88,7 @@ def test_a_wrong_config_is_one_line_that_names_file_and_field(tmp_path, text, fi
     with pytest.raises(DataError) as error:
         read_config(path)
     assert str(path) in str(error.value)
-    assert field in str(error.value)
+    assert f" {field}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -91,6 +98,16 @@ def test_each_preset_can_be_chosen_and_survives_writing(preset, tmp_path):
     path.write_text(f"name: x\nlosses: {{preset: {preset}}}\n")
     config = read_config(path)
     assert config.losses == LOSS_CONFIGS[preset]()
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("prior", ["{background: 0.9, liver: 0.1}", "[0.9, 0.1]"])
+def test_a_prior_has_two_forms_and_survives_writing(prior, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"name: x\nlosses: {{preset: prior_aware, prior: {prior}}}\n")
+    config = read_config(path)
+    assert config.losses.prior in ({"background": 0.9, "liver": 0.1}, (0.9, 0.1))
     write_config(config, tmp_path / "again.yaml")
     assert read_config(tmp_path / "again.yaml") == config
 
