@@ -70,17 +70,6 @@ METRICS = {
     "table6": ("dice", "hd95_mm", "hd_mm"),
     "table7": ("dice", "hd95_mm", "hd_mm"),
 }
-#: What must be said below a table.
-NOTES = {
-    "table7": (
-        "The rows differ in the loss of the second stage alone: network, patches, steps and the first stage (F, "
-        "with CE + Dice) are the same. So the rows of PaNN and PIPO-FAN are their losses, not the methods: "
-        "PIPO-FAN's pyramid network and PaNN's rounds of training are not here, and the numbers are not those "
-        "of the paper's Table 7, which compares whole methods.",
-        "PaNN's prior is that of the fully annotated training cases. Losses have the options of their own papers; "
-        "the two that treat unlabelled organs as background, or ignore them, reduce over classes as ours does.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -193,6 +182,36 @@ def plan_study(name: str, config: TrainingConfig) -> tuple[Network, ...]:
             "take `preset` and its options out of `losses`",
         )
     return tuple(planners[name](config))
+
+
+def table_notes(name: str, networks: Collection[Network]) -> tuple[str, ...]:
+    """What must be said below a table.
+
+    Args:
+        name: "table3" to "table7".
+        networks: Those of the plan.
+
+    Example:
+        >>> table_notes("table3", ())
+        ()
+    """
+    if name != "table7":
+        return ()
+    if any(network.start_from is not None for network in networks):
+        differ = (
+            "The rows differ in the loss of the second stage alone: network, patches, steps and the first stage "
+            "(F, with CE + Dice) are the same."
+        )
+    else:
+        differ = "The rows differ in the loss alone: network, patches and steps are the same."
+    return (
+        f"{differ} So the rows of PaNN and PIPO-FAN are their losses, not the methods: PIPO-FAN's pyramid network "
+        "and PaNN's rounds of training are not here, and the numbers are not those of the paper's Table 7, "
+        "whose rows name whole methods.",
+        "PaNN's prior is that of the fully annotated training cases, and its row has no Dice loss. Losses have the "
+        "defaults of this package; learning rate and weights were tuned for none of the rows. The two that treat "
+        "unlabelled organs as background, or ignore them, count and reduce the classes in Dice as ours does.",
+    )
 
 
 def choose_networks(networks: Collection[Network], only: Collection[str]) -> tuple[Network, ...]:
@@ -314,11 +333,12 @@ def _all_losses(config: TrainingConfig, weights: tuple[int, int]) -> LossConfig:
 
 
 def _other(config: TrainingConfig, preset: str) -> LossConfig:
-    """A preset with its own defaults; regular losses on changed labels are reduced over classes as ours."""
+    """A preset with its own defaults; regular losses on changed labels have the Dice options of ours."""
     losses = LOSS_CONFIGS[preset]()
     if preset not in ("naive_background", "ignore_background"):
         return losses
-    return losses.model_copy(update={"class_reduction": config.losses.class_reduction})
+    options = ("class_reduction", "include_background", "batch")
+    return losses.model_copy(update={option: getattr(config.losses, option) for option in options})
 
 
 def _split_stages(config: TrainingConfig) -> tuple[tuple[StageConfig, ...], tuple[StageConfig, ...]]:

@@ -30,12 +30,12 @@ from partialseg.report.html import report_run
 from partialseg.study.annotation import keep_single_organs
 from partialseg.study.plan import (
     METRICS,
-    NOTES,
     TITLES,
     Network,
     TrainingData,
     choose_networks,
     plan_study,
+    table_notes,
 )
 from partialseg.study.scoring import is_scored, read_all_scores, score_network
 from partialseg.study.table import study_markdown, study_table
@@ -260,7 +260,7 @@ def _notes(name: str, networks: Sequence[Network], study: _Study, missing: Seque
         f"Data: {study.raw}; voxels of {' x '.join(f'{size:g}' for size in study.spacing_mm)} mm (z, y, x); "
         f"config {config.name}; seed {config.seed}; the same number of steps for each network."
     ]
-    notes += NOTES.get(name, ())
+    notes += table_notes(name, networks)
     if name == "table6":
         notes += [note for network in networks if (note := _annotation_note(network, study.out))]
     if missing:

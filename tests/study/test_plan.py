@@ -10,7 +10,15 @@ from partialseg.data.classes import class_names
 from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.data.relabel import prepared_values
 from partialseg.errors import DataError
-from partialseg.study.plan import ANNOTATIONS, CARDS, NOTES, TITLES, WEIGHTS, choose_networks, plan_study
+from partialseg.study.plan import (
+    ANNOTATIONS,
+    CARDS,
+    TITLES,
+    WEIGHTS,
+    choose_networks,
+    plan_study,
+    table_notes,
+)
 from partialseg.training.config import LOSS_CONFIGS, StageConfig, TrainingConfig, read_config
 
 #: Table 1: what each kind of network is trained on, and which organs ∈ datasets it has a tick for.
@@ -160,6 +168,8 @@ def test_table_6_hides_the_organs_of_the_papers_shares_of_cases(paper):
 
 
 def test_table_7_compares_losses_on_the_same_network_after_the_same_first_stage(paper):
+    options = {"class_reduction": "sum", "include_background": False, "batch": True}
+    paper = paper.model_copy(update={"losses": paper.losses.model_copy(update=options)})
     beginning, *networks = plan_study("table7", paper)
     assert (beginning.name, beginning.row) == ("first-ce+dice", None)
     assert [network.losses.preset for network in networks[:3]] == [
@@ -175,7 +185,7 @@ def test_table_7_compares_losses_on_the_same_network_after_the_same_first_stage(
     for network in others:
         expected = LOSS_CONFIGS[network.losses.preset]()
         if network.losses.preset in ("naive_background", "ignore_background"):
-            expected = expected.model_copy(update={"class_reduction": "sum"})  # as the paper config for ours
+            expected = expected.model_copy(update=options)  # as ours
         assert network.losses == expected
 
 
@@ -186,7 +196,16 @@ def test_table_7_shares_our_network_with_table_3_and_says_what_it_does_not_compa
     }
     assert {network.name for network in shared} == {"first-ce+dice", "all-ce+dice+exclusion-1to2"}
     assert "losses of other methods" in TITLES["table7"]
-    assert "pyramid network" in " ".join(NOTES["table7"])
+    notes = " ".join(table_notes("table7", plan_study("table7", paper)))
+    assert "pyramid network" in notes
+    assert "the first stage (F, with CE + Dice) are the same" in notes
+
+
+def test_table_7_names_no_first_stage_where_there_is_none(paper):
+    networks = plan_study("table7", paper.model_copy(update={"stages": paper.stages[1:]}))
+    notes = " ".join(table_notes("table7", networks))
+    assert "the loss alone: network, patches and steps are the same" in notes
+    assert "stage" not in notes
 
 
 @pytest.mark.parametrize("table", TITLES)
