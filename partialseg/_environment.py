@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 
 logger = logging.getLogger("partialseg")
 
@@ -24,6 +25,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+#: Two threads that caught it at once would leave it caught.
+_STANDARD_ERROR = threading.Lock()
 #: What XLA says of itself when it is first used.
 _GREETINGS = ("absl::InitializeLog()", "XLA service", "StreamExecutor device", "Compiled cluster using XLA")
 
@@ -39,7 +42,7 @@ def start_xla_quietly() -> None:
 
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") == "0":
         return
-    with tempfile.TemporaryFile() as caught:
+    with _STANDARD_ERROR, tempfile.TemporaryFile() as caught:
         sys.stderr.flush()
         standard_error = os.dup(2)
         os.dup2(caught.fileno(), 2)
@@ -49,7 +52,7 @@ def start_xla_quietly() -> None:
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)
-        caught.seek(0)
-        for line in caught:
-            if not any(greeting.encode() in line for greeting in _GREETINGS):
-                os.write(2, line)
+            caught.seek(0)
+            for line in caught:
+                if not any(greeting.encode() in line for greeting in _GREETINGS):
+                    os.write(2, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -10,9 +11,9 @@ from keras import ops
 #: A Keras tensor of whichever backend is in use, or what converts to one.
 Tensor = Any
 
-#: Stands for the logarithm of zero: far below any logit, yet finite, so that no gradient becomes NaN.
+#: Stands for minus infinity: far below any logit, yet finite, so that nothing becomes NaN.
 LOG_ZERO = -1e30
-#: Probabilities are clipped to at least this, as Keras does, before their logarithm is taken.
+#: Probabilities are clipped to at least this, Keras' own epsilon, before their logarithm is taken.
 SMALLEST_PROBABILITY = 1e-7
 
 
@@ -27,7 +28,8 @@ def rows_of_candidates_and_logits(
         from_logits: Whether `y_pred` holds logits.
 
     Returns:
-        Candidates and logits, both float32 or both float64, `(batch, rows, voxels, classes)`.
+        Candidates and logits, both float32 or both float64, `(batch, rows, voxels, classes)`; a row is the
+        last spatial axis.
 
     Raises:
         ValueError: If the two shapes differ or the number of classes is not known.
@@ -40,7 +42,8 @@ def rows_of_candidates_and_logits(
     y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
     check_shapes(tuple(y_true.shape), tuple(y_pred.shape))
     shape = ops.shape(y_pred)
-    flat = (shape[0], -1, shape[-2] if len(shape) > 2 else 1, y_pred.shape[-1])
+    # Not -1, which cannot be found out for an empty batch, such as a replica may get.
+    flat = (shape[0], math.prod(shape[1:-2]), shape[-2] if len(shape) > 2 else 1, y_pred.shape[-1])
     logits = logits_of(ops.reshape(y_pred, flat), from_logits)
     return ops.cast(ops.reshape(y_true, flat), logits.dtype), logits
 
@@ -49,8 +52,8 @@ def logits_of(y_pred: Tensor, from_logits: bool = True) -> Tensor:
     """Predictions as logits, in float32 or float64, also for half-precision input.
 
     Args:
-        y_pred: Logits or probabilities, `(..., classes)`. Probabilities are clipped to at least 1e-7, as
-            Keras does; the softmax of their logarithm scales them to the sum 1.
+        y_pred: Logits or probabilities, `(..., classes)`. Probabilities are clipped to at least 1e-7;
+            the softmax of their logarithm scales them to the sum 1.
         from_logits: Whether `y_pred` holds logits.
 
     Returns:

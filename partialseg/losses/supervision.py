@@ -27,8 +27,8 @@ class PartialSupervision(keras.losses.Loss):
     """`marginal * (mCE + mDC) + exclusion * (eCE + eDC)`, of the terms chosen.
 
     The four terms are those of `MarginalCrossEntropy` (mCE), `MarginalDice` (mDC), `ExclusionCrossEntropy`
-    (eCE) and `ExclusionDice` (eDC), computed from one softmax. On fully annotated samples it is plain
-    cross-entropy plus soft Dice, so the same loss serves both stages of training.
+    (eCE) and `ExclusionDice` (eDC), computed from one softmax. With the defaults it is plain
+    cross-entropy plus soft Dice on fully annotated samples, so the same loss serves both stages of training.
 
     Reference:
         Shi, Xiao, Chen, Zhou: Marginal loss and exclusion loss for partially supervised multi-organ

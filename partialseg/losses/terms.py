@@ -121,7 +121,8 @@ def exclusion_dice(
         counted=ops.ones_like(sums.predicted),
     )
     if partial_samples_only:
-        dice_sums = DiceSums(*(values * partial_samples(sums) for values in dice_sums))
+        partial = partial_samples(sums)
+        dice_sums = DiceSums(*(values * partial for values in dice_sums))
     if batch:
         dice_sums = _over_batch(dice_sums)
     values = _reduce(soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)
