@@ -126,8 +126,8 @@ CHOICES = {
     "partial_samples_only": [True, False],
 }
 EVERY_OPTION = [dict(zip(CHOICES, chosen, strict=True)) for chosen in itertools.product(*CHOICES.values())]
-# Few shapes, since a backend may compile each operation anew for each.
-SHAPES = [(1, 1, 2), (1, 3, 3), (2, 3, 4), (3, 2, 6)]
+# Few shapes, since a backend may compile each operation anew for each. With one, two and three spatial axes.
+SHAPES = [(1, 1, 2), (1, 2, 3, 3), (2, 3, 4), (3, 2, 1, 2, 6)]
 EXAMPLES = 15 if keras.backend.backend() == "jax" else 40
 
 
@@ -136,7 +136,7 @@ def partitions(draw):
     """Candidates as datasets make them: per sample a partition of the classes, per voxel a part or all."""
     candidates = np.zeros(draw(st.sampled_from(SHAPES)), np.uint8)
     num_classes = candidates.shape[-1]
-    for sample in candidates:
+    for sample in flat(candidates):
         part = np.array(draw(st.lists(st.integers(0, 3), min_size=num_classes, max_size=num_classes)))
         for voxel in sample:
             voxel[:] = draw(st.sampled_from([*(part == i for i in np.unique(part)), np.ones(num_classes)]))
@@ -147,6 +147,11 @@ def partitions(draw):
 def any_sets(draw):
     """Any candidates at all, also sets that overlap and empty ones."""
     return draw(hnp.arrays(np.uint8, draw(st.sampled_from(SHAPES)), elements=st.integers(0, 1)))
+
+
+def flat(candidates):
+    """`(batch, ..., classes)` as `(batch, voxels, classes)`, of the same memory."""
+    return candidates.reshape(len(candidates), -1, candidates.shape[-1])
 
 
 def weighted(values, chosen=TERMS):
@@ -161,11 +166,11 @@ def check(candidates, options, seed, value_and_gradient, complex_step, dtype):
     logits = np.random.default_rng(seed).normal(0, 3, candidates.shape).astype("float32")
     loss = PartialSupervision(**options)
     values = loss.values(candidates, logits)
-    for term, expected in reference(candidates, logits.astype("float64"), options).items():
+    for term, expected in reference(flat(candidates), flat(logits).astype("float64"), options).items():
         np.testing.assert_allclose(values[term], expected, rtol=2e-6, atol=2e-6, err_msg=term)
 
     def slow(logits):
-        return weighted(reference(candidates, logits, options))
+        return weighted(reference(flat(candidates), flat(logits), options))
 
     precision = 50 * np.finfo(dtype).eps
     value, gradient = value_and_gradient(lambda x: weighted(loss.values(candidates, x)), logits, dtype)
@@ -219,6 +224,28 @@ def test_every_option_equals_the_reference_on_mixed_label_sets(options, value_an
     slopes = [np.imag(slow(logits + 1e-30j * direction)) * 1e30 for direction in directions]
     assert value == pytest.approx(slow(logits), rel=precision)
     np.testing.assert_allclose((directions * gradient).sum((1, 2, 3)), slopes, atol=10 * precision)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 1)], ids=str)
+@pytest.mark.parametrize("options", EVERY_OPTION[::5], ids=lambda o: "-".join(map(str, o.values())))
+def test_probabilities_equal_the_reference_and_their_logarithms(
+    options, shape, value_and_gradient, complex_step, finest_dtype
+):
+    shape, precision = (len(MIXED), *shape, 6), 50 * np.finfo(finest_dtype).eps
+    probabilities = 0.9 * np.random.default_rng(7).dirichlet(np.ones(6), MIXED.shape[:2]) + 0.1 / 6
+    probabilities = probabilities.astype(finest_dtype).astype("float64")
+    loss = PartialSupervision(**options, from_logits=False)
+
+    def fast(probabilities):
+        return weighted(loss.values(MIXED.reshape(shape), probabilities))
+
+    def slow(probabilities):
+        return weighted(reference(MIXED, np.log(flat(probabilities)), options))
+
+    value, gradient = value_and_gradient(fast, probabilities.reshape(shape), finest_dtype)
+    assert value == pytest.approx(slow(probabilities), rel=precision)
+    expected = complex_step(slow, probabilities).reshape(shape)
+    np.testing.assert_allclose(gradient, expected, rtol=precision, atol=precision * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("batch", [False, True])
