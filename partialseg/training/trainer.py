@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -61,8 +60,9 @@ def train(
         start_from = read_run(start_from)
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
-    loss_options = _loss_options(config, prepared)
     first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
+    if config.losses.preset == "prior_aware":
+        config = _with_prior(config, prepared, Path(out))
     run = _open_run(config, prepared, Path(out), start_from)
     if run.model_path.is_file():
         return run
@@ -71,6 +71,7 @@ def train(
     with strategy.scope():
         model = build_model(config, len(prepared.classes))
         # One for each output: a loss may have a state.
+        loss_options = config.losses.model_dump(exclude={"preset"})
         losses = [preset(config.losses.preset, **loss_options, name="loss") for _ in model.outputs]
         _compile(model, config, losses)
         if first_weights is not None:
@@ -96,29 +97,22 @@ def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     return unet(num_classes, **config.network.model_dump())
 
 
-def _loss_options(config: TrainingConfig, prepared: Prepared) -> dict[str, Any]:
-    """Arguments of the loss, with a prior where it needs one."""
-    options = config.losses.model_dump(exclude={"preset"})
-    if config.losses.preset == "prior_aware":
-        options["prior"] = _prior(config, prepared)
-    return options
+def _with_prior(config: TrainingConfig, prepared: Prepared, folder: Path) -> TrainingConfig:
+    """The config with a prior: its own, else that with which the run in the folder began, else as measured."""
+    prior = config.losses.prior
+    if prior is not None:
+        _check_prior(config, prepared)
+        return config
+    if (folder / "run.json").is_file():
+        prior = getattr(read_run(folder).config.losses, "prior", None)
+    if prior is None:
+        prior = _measured_prior(config, prepared)
+    return config.model_copy(update={"losses": config.losses.model_copy(update={"prior": prior})})
 
 
-def _prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
-    """Share of the voxels of a patch for each class: as the config says, or else as the data have it."""
+def _check_prior(config: TrainingConfig, prepared: Prepared) -> None:
+    """Refuse a prior of other classes than those of the prepared data, or in another order."""
     given = config.losses.prior
-    if given is None:
-        drawn = {name for stage in config.stages for name in stage_datasets(stage, prepared)}
-        patch_config = PatchConfig(
-            patch_size=config.patch_size,
-            batch_size=config.batch_size,
-            foreground=config.foreground,
-            seed=config.seed,
-            datasets=[name for name in prepared.datasets if name in drawn],
-        )
-        prior = organ_size_prior(prepared, patch_config)
-        console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
-        return prior
     by_name = isinstance(given, dict)
     if len(given) != len(prepared.classes) or (by_name and tuple(given) != prepared.classes):
         raise DataError(
@@ -127,7 +121,21 @@ def _prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
             f"prepared data are {', '.join(prepared.classes)}",
             "give one share for each class in this order, or no prior, to have it measured",
         )
-    return dict(zip(prepared.classes, given.values() if by_name else given, strict=True))
+
+
+def _measured_prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
+    """Share of the voxels for each class, in patches drawn as training draws them."""
+    drawn = {name for stage in config.stages for name in stage_datasets(stage, prepared)}
+    patch_config = PatchConfig(
+        patch_size=config.patch_size,
+        batch_size=config.batch_size,
+        foreground=config.foreground,
+        seed=config.seed,
+        datasets=[name for name in prepared.datasets if name in drawn],
+    )
+    prior = organ_size_prior(prepared, patch_config)
+    console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
+    return prior
 
 
 def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from partialseg.cli import main
+from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 from partialseg.losses import PRESETS
-from partialseg.training import callbacks, read_config, read_run, train
+from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
 from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig
 from partialseg.training.history import Progress
@@ -175,6 +176,37 @@ def test_a_prior_of_other_classes_is_refused_and_leaves_no_folder(
     with pytest.raises(DataError, match=words):
         train(other, tiny_prepared, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_measured_prior_is_kept_with_the_run(config, tiny_prepared, tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(*args):
+        measured.append(organ_size_prior(*args, num_patches=60))
+        return measured[-1]
+
+    def measure_again(*args):
+        raise AssertionError("measured again")
+
+    def save_then_stop(*args):
+        saved(*args)
+        raise KeyboardInterrupt
+
+    saved = callbacks.save_checkpoint
+    monkeypatch.setattr(trainer, "organ_size_prior", measure)
+    monkeypatch.setattr(callbacks, "save_checkpoint", save_then_stop)
+    config = config.model_copy(update={"losses": PriorAwareConfig(), "stages": shorter(config).stages[1:]})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tiny_prepared, tmp_path / "run")
+    assert [read_run(tmp_path / "run").config.losses.prior] == measured
+    monkeypatch.setattr(trainer, "organ_size_prior", measure_again)
+    monkeypatch.setattr(callbacks, "save_checkpoint", saved)
+    run = train(config, tiny_prepared, tmp_path / "run")
+    assert run.model_path.is_file()
+    assert [run.config.losses.prior] == measured
+    capsys.readouterr()
+    assert train(config, tiny_prepared, tmp_path / "run") == run
+    assert capsys.readouterr().out == ""
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
