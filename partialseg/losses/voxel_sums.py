@@ -187,9 +187,8 @@ def _passes(
         )
         if exclusion:
             excluded = _excluded(sets, merged_background_excludes)
-            penalty = ops.sum(
-                excluded * penalised(sets) * ops.log1p(p), axis=-1
-            )  # first over classes: faster
+            # First over the classes, which XLA does without writing the products down.
+            penalty = ops.sum(excluded * penalised(sets) * ops.log1p(p), axis=-1)
             sums = sums._replace(
                 excluded_probability=ops.sum(excluded * p, axis=1), exclusion_penalty=ops.sum(penalty, axis=1)
             )
