@@ -1,9 +1,12 @@
+import inspect
+
 import keras
 import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
 
+from partialseg import losses
 from partialseg.losses import (
     ExclusionCrossEntropy,
     ExclusionDice,
@@ -12,16 +15,21 @@ from partialseg.losses import (
     PartialSupervision,
 )
 
+DICE = {"class_reduction": "sum", "include_background": False, "batch": True}
+EXCLUDING = {"merged_background_excludes": False, "partial_samples_only": False}
+#: Every option of each loss, and a value that is not its default.
 OPTIONS = {
     MarginalCrossEntropy: {"from_logits": False},
-    MarginalDice: {"class_reduction": "sum", "include_background": False, "batch": True},
-    ExclusionDice: {"class_reduction": "sum", "merged_background_excludes": False, "batch": True},
-    ExclusionCrossEntropy: {"include_background": False, "partial_samples_only": False},
+    MarginalDice: {"from_logits": False, **DICE},
+    ExclusionDice: {"from_logits": False, **DICE, **EXCLUDING},
+    ExclusionCrossEntropy: {"from_logits": False, "include_background": False, **EXCLUDING},
     PartialSupervision: {
         "marginal": 3.0,
         "exclusion": 0.5,
         "terms": ("mCE", "eDC"),
-        "class_reduction": "sum",
+        "from_logits": False,
+        **DICE,
+        **EXCLUDING,
     },
 }
 EXPORTED = list(OPTIONS)
@@ -66,13 +74,11 @@ def test_loss_is_the_weighted_sum_of_the_terms_chosen(chosen):
 
 def test_options_reach_the_terms():
     candidates, logits = partial_batch()
-    dice = {"class_reduction": "sum", "include_background": False, "batch": True}
-    excluding = {"merged_background_excludes": False, "partial_samples_only": False}
-    values = PartialSupervision(**dice, **excluding).values(candidates, logits)
+    values = PartialSupervision(**DICE, **EXCLUDING).values(candidates, logits)
     alone = {
-        "mDC": MarginalDice(**dice, reduction="none"),
-        "eCE": ExclusionCrossEntropy(include_background=False, **excluding, reduction="none"),
-        "eDC": ExclusionDice(**dice, **excluding, reduction="none"),
+        "mDC": MarginalDice(**DICE, reduction="none"),
+        "eCE": ExclusionCrossEntropy(include_background=False, **EXCLUDING, reduction="none"),
+        "eDC": ExclusionDice(**DICE, **EXCLUDING, reduction="none"),
     }
     for term, loss in alone.items():
         np.testing.assert_allclose(values[term], loss(candidates, logits), rtol=1e-6)
@@ -102,15 +108,26 @@ def test_negative_weights_are_refused():
 
 @pytest.mark.parametrize("make", EXPORTED)
 def test_config_makes_the_same_loss_again(make):
-    loss = make(**OPTIONS[make], reduction="sum", name="mine", dtype="float64")
+    options = {**OPTIONS[make], "reduction": "sum", "name": "mine", "dtype": "float64"}
+    defaults = {name: option.default for name, option in inspect.signature(make).parameters.items()}
+    assert options.keys() == defaults.keys()
+    assert not [name for name in options if options[name] == defaults[name]]
+    loss = make(**options)
     config = keras.saving.serialize_keras_object(loss)
     assert config["registered_name"] == f"partialseg>{make.__name__}"
     again = keras.saving.deserialize_keras_object(config)
     assert type(again) is make
     assert again.get_config() == loss.get_config()
-    assert loss.get_config().items() >= {"reduction": "sum", "name": "mine", "dtype": "float64"}.items()
-    for option, value in OPTIONS[make].items():
+    for option, value in options.items():
         assert getattr(again, option) == value
+
+
+def test_config_of_every_exported_loss_has_all_its_arguments():
+    makes = [getattr(losses, name) for name in losses.__all__ if isinstance(getattr(losses, name), type)]
+    assert set(makes) > set(EXPORTED)
+    for make in makes:
+        needed = {"prior": [0.5, 0.3, 0.2]} if make is losses.PriorAware else {}
+        assert make(**needed).get_config().keys() == inspect.signature(make).parameters.keys(), make
 
 
 @pytest.mark.parametrize("make", EXPORTED)
