@@ -202,7 +202,8 @@ def _passes(
             by_penalty = by.exclusion_penalty[:, None, None] * penalised(sets)
             excluded = _excluded(sets, merged_background_excludes)
             by_p = by_p + excluded * (by.excluded_probability[:, None] + by_penalty / (1 + p))
-        given_set = sets * ops.exp((_flat(logits) - voxels.highest) - voxels.log_total)
+        # Not times `sets`: outside the set the exponential may be infinite.
+        given_set = ops.where(sets > 0, ops.exp((_flat(logits) - voxels.highest) - voxels.log_total), 0)
         # Of the softmax, and of -log q (eq. 7 and 8).
         by_logits = p * (by_p - ops.sum(p * by_p, axis=-1, keepdims=True))
         by_logits = by_logits + by.marginal_nll[:, None, None] * (p - given_set)
