@@ -18,8 +18,8 @@ would be asked to show one. The paper takes the identity
 
     -log a = max over b < 0 of (a b + 1 + log(-b)),  reached at b = -1/a,
 
-so that p̄ stands linearly beside dual variables b, one per class, and batches give an unbiased gradient. The duals
-go up by gradient, the network goes down. Here they are kept as m = -1/b, and go up by
+so that p̄ stands linearly beside dual variables b, one per class, and at given b batches give an unbiased gradient.
+The duals go up by gradient, the network goes down. Here they are kept as m = -1/b, and go up by
 
     m ← m + rate (p̄ of the batch - m),
 
@@ -40,7 +40,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from partialseg.losses.inputs import Tensor
+from partialseg.losses.inputs import LOG_ZERO, Tensor
 from partialseg.losses.reductions import sum_over_batch
 from partialseg.losses.voxel_sets import (
     VoxelSets,
@@ -51,8 +51,6 @@ from partialseg.losses.voxel_sets import (
 
 #: Smallest share by which is divided: less than one voxel of a patch.
 EPSILON = 1e-7
-#: Stands for the logarithm of zero: far below any logit, yet finite.
-LOG_ZERO = -1e30
 
 MERGED_VOXELS = ("pseudo_label", "marginal")
 
@@ -70,9 +68,10 @@ class PriorAware(keras.losses.Loss):
 
     State: with a `dual_rate` the loss keeps the running mean of p̄ (`mean_prediction`, at first the prior,
     which pulls nowhere). Every call moves it, also one in `model.evaluate` or for validation data, by the
-    predictions there; `values` does not. `model.save` keeps it with the model, `load_model` restores it. Make
-    one loss per training, under MirroredStrategy within the strategy's scope. On the JAX backend Keras drops what
-    a loss assigns in training, so there a call is refused unless `dual_rate` is None.
+    predictions there, unless they are not finite; `values` does not. `model.save` keeps it with the model,
+    `load_model` restores it. Make one loss per training, under MirroredStrategy within the strategy's scope. On
+    the JAX backend Keras drops what a loss assigns in training, so there a call is refused unless `dual_rate` is
+    None.
 
     Reference:
         Zhou, Li, Bai, Wang, Chen, Han, Fishman, Yuille: Prior-aware neural network for partially-supervised
@@ -82,15 +81,17 @@ class PriorAware(keras.losses.Loss):
     them between rounds of training, and they are one of the voxel's candidates, so that an annotated organ is
     no pseudo-label outside its own mask. Fully annotated and partial samples weigh the same. Ignored voxels
     (all classes possible, or none given), such as padding, count neither for CE nor for p̄. The duals ascend as
-    derived above, not by plain gradient steps, and start at the optimum for p̄ = q. The constant Σ q log q is
-    added, so that the term is a divergence and 0 at its best.
+    derived above, not by plain gradient steps, and start at the optimum for p̄ = q. So the estimate of p̄ is a
+    running mean over about 1 / `dual_rate` batches, not the whole dataset, and contains a share `dual_rate` of
+    the batch at hand: the gradient is unbiased only as the rate goes to 0. The prior is that of patches, where
+    the paper's is of scans. The constant Σ q log q is added, so that the term is a divergence and 0 at its best.
 
     Args:
         prior: Share of the voxels for each class: a sequence, background first, or `{class: share}`, its keys
             the classes' numbers 0, 1, …, or their names in the order of the classes, "background" first.
         weight: Of the divergence, at least 0.
         dual_rate: How far the running mean goes toward the mean of each batch, above 0, at most 1. 0.05 is a
-            mean over the last forty batches or so. A smaller one averages over more, but answers late, and
+            mean over the last twenty batches or so. A smaller one averages over more, but answers late, and
             network and duals swing about each other. It is the default, since it is the paper's way and
             batches of a few patches differ much. None: no state; the divergence is that of each batch alone,
             biased for small batches; for JAX, or where a batch is large.
@@ -249,7 +250,10 @@ class PriorAware(keras.losses.Loss):
         if self.mean_prediction is None:
             return mean
         before = ops.cast(ops.convert_to_tensor(self.mean_prediction), mean.dtype)
-        return before + self.dual_rate * found * (mean - before)
+        after = before + self.dual_rate * found * (mean - before)
+        # A step whose gradients are not finite is skipped where a loss is scaled; were the running mean to take
+        # its NaN, no later step could be finite.
+        return ops.where(ops.all(ops.isfinite(after)), after, before)
 
     def _divergence(self, mean: Tensor, found: Tensor, estimate: Tensor) -> Tensor:
         """Σ q (p̄ b + 1 + log(-b)) + Σ q log q at b = -1/estimate; a scalar, 0 where nothing counts."""

@@ -239,6 +239,17 @@ def test_only_calls_with_partial_samples_move_the_running_mean():
     np.testing.assert_allclose(numpy(loss.mean_prediction), expected, rtol=1e-5)
 
 
+@stateful
+def test_a_batch_that_is_not_finite_leaves_the_running_mean_alone():
+    candidates, logits = batch()
+    loss = PriorAware(PRIOR, dual_rate=0.5)
+    broken = logits.copy()
+    broken[0, 0] = np.nan
+    assert np.isnan(float(loss(candidates, broken)))  # which a loss scale must see
+    np.testing.assert_allclose(numpy(loss.mean_prediction), PRIOR, rtol=1e-6)
+    assert np.isfinite(float(loss(candidates, logits)))
+
+
 def small_model(loss, seed=0):
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.Input((40, 1)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
