@@ -115,8 +115,8 @@ class NaiveBackground(_RegularLosses):
         Segmentation", ICCV 2019, call misleading: the background of a partially labelled scan usually holds
         other organs of interest.
 
-    Differs from the paper: Zhou et al. describe it and name no loss of its own; cross-entropy and soft Dice
-    have weight 1 here, as the marginal losses of `PartialSupervision` have, so that the two compare.
+    Differs from the paper: Zhou et al. describe it without a formula; cross-entropy and soft Dice have weight 1
+    here, as the marginal losses of `PartialSupervision` have, so that the two compare.
 
     Args:
         from_logits: Whether `y_pred` holds logits, else probabilities.
@@ -161,9 +161,9 @@ class IgnoreBackground(_RegularLosses):
         Application to Body Composition Measurements on CT Scans", RAMBO workshop at MICCAI 2018: a cost
         function of the labelled voxels alone.
 
-    Differs from the paper: there the cost function is on the network of that paper and of two-dimensional
-    slices; here it is cross-entropy plus soft Dice with the weights of `PartialSupervision`, so that the two
-    compare. The voxel mean of the cross-entropy divides by all voxels, ignored ones too.
+    Differs from the paper: there the cost is the mean Dice of the structures that an image annotates, alone, on
+    two-dimensional slices; here it is cross-entropy plus soft Dice with the weights of `PartialSupervision`, so
+    that the two compare. The voxel mean of the cross-entropy divides by all voxels, ignored ones too.
 
     Args:
         from_logits: Whether `y_pred` holds logits, else probabilities.

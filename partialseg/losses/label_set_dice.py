@@ -129,7 +129,7 @@ class LeafDice(_DiceOfSets):
 
     Args:
         cross_entropy: Weight of the marginal cross-entropy beside it, at least 0.
-        exponent: α, 1 or 2. The authors train with 2.
+        exponent: α, 1 or 2. 2 is the default of the authors' package.
         from_logits: Whether `y_pred` holds logits, else probabilities.
         class_reduction: "mean" over the classes, as in the paper, or "sum". Every class counts, also one that
             the sample leaves open.
@@ -192,7 +192,7 @@ class LabelSetDice(_DiceOfSets):
 
     Args:
         cross_entropy: Weight of the marginal cross-entropy beside it, at least 0. The authors train without.
-        exponent: α, 1 or 2. The authors train with 2.
+        exponent: α, 1 or 2. 2 is the default of the authors' package.
         from_logits: Whether `y_pred` holds logits, else probabilities.
         class_reduction: "mean" over the classes, as in the paper, or "sum".
         include_background: Whether class 0 counts.

@@ -40,7 +40,8 @@ class MaskedSigmoid(keras.losses.Loss):
 
     The logit of organ n's sigmoid is `z_n - z_0`: its own, less that of background. A network of C logits
     serves unchanged, and the largest of them is what sigmoids would choose: the organ of largest probability
-    above 0.5, else background. Prediction and export of this package are right as they are.
+    above 0.5, else background. So the labels of single windows are right as they are; exported probabilities are
+    the softmax, not these sigmoids, and sliding windows average the softmax.
 
     The cross-entropy is the mean over pairs of voxel and organ that are decided. Dice is per organ that is
     annotated in the sample, which it is unless a voxel may be the organ or background.
@@ -57,8 +58,9 @@ class MaskedSigmoid(keras.losses.Loss):
     lists of classes and CLIP's text embedding. Their networks have a sigmoid output per organ and no background;
     here it is the difference from the background's logit. Tumours and overlapping organs are not modelled.
     Their labels are masked for a whole image and organ; here it is voxel by voxel, so that an organ that is not
-    annotated still learns from voxels of other organs that it is not there. In Dice, epsilon is 1e-7 in the
-    denominator; the public code of DoDNet and of the CLIP-driven model has 1.
+    annotated still learns from voxels of other organs that it is not there. MultiTalent sums both Dice and
+    binary cross-entropy over the classes; here `class_reduction="sum"` sums Dice alone. In Dice, epsilon is 1e-7
+    in the denominator; the public code of DoDNet and of the CLIP-driven model has 1.
 
     Args:
         from_logits: Whether `y_pred` holds logits, else probabilities.
