@@ -83,17 +83,28 @@ def test_configs_have_the_presets_and_their_options_with_the_same_defaults():
         assert section().model_dump(exclude={"preset"}) == defaults, name
 
 
+#: Another option of each preset than its default, and the terms in its log.
+OPTIONS_AND_TERMS = {
+    "partial_supervision": ({"exclusion": 1.0}, {"mCE", "mDC", "eCE", "eDC"}),
+    "target_adaptive": ({}, {"TAL"}),
+    "masked_sigmoid": ({"batch": True}, {"BCE", "DC"}),
+    "prior_aware": ({"dual_rate": 0.1}, {"CE", "prior"}),
+    "leaf_dice": ({"cross_entropy": 0.5}, {"leafDC", "mCE"}),
+    "label_set_dice": ({"exponent": 1}, {"setDC", "mCE"}),
+    "naive_background": ({"class_reduction": "sum"}, {"CE", "DC"}),
+    "ignore_background": ({"include_background": False}, {"CE", "DC"}),
+    "published_code_with_summed_logits": ({"exclusion": 1.0}, {"CE", "DC", "eDC"}),
+}
+IN_SHORT_RUNS = ("masked_sigmoid", "prior_aware", "leaf_dice")
+
+
 @pytest.mark.parametrize(
-    ("losses", "terms"),
-    [
-        ({"preset": "target_adaptive"}, {"TAL"}),
-        ({"preset": "masked_sigmoid", "batch": True}, {"BCE", "DC"}),
-        ({"preset": "prior_aware", "dual_rate": 0.1}, {"CE", "prior"}),
-    ],
+    "name",
+    [name if name in IN_SHORT_RUNS else pytest.param(name, marks=pytest.mark.slow) for name in LOSS_CONFIGS],
 )
-def test_train_takes_the_preset_that_the_config_names(
-    losses, terms, config, tiny_prepared, tmp_path, monkeypatch
-):
+def test_train_takes_the_preset_that_the_config_names(name, config, tiny_prepared, tmp_path, monkeypatch):
+    options, terms = OPTIONS_AND_TERMS[name]
+    losses = {"preset": name, **options}
     content = {**shorter(config).model_dump(mode="json"), "losses": losses}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     arguments = ["train", tmp_path / "config.yaml", "--prepared", tiny_prepared, "--out", tmp_path / "run"]
