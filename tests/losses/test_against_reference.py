@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from partialseg.losses import PartialSupervision
+from partialseg.losses import (
+    ExclusionCrossEntropy,
+    ExclusionDice,
+    MarginalCrossEntropy,
+    MarginalDice,
+    PartialSupervision,
+)
 
 EPSILON = 1e-7
 TERMS = ("mCE", "mDC", "eCE", "eDC")
@@ -224,6 +230,62 @@ def test_every_option_equals_the_reference_on_mixed_label_sets(options, value_an
     slopes = [np.imag(slow(logits + 1e-30j * direction)) * 1e30 for direction in directions]
     assert value == pytest.approx(slow(logits), rel=precision)
     np.testing.assert_allclose((directions * gradient).sum((1, 2, 3)), slopes, atol=10 * precision)
+
+
+#: The terms of each loss, with their weights.
+WEIGHTS = {
+    MarginalCrossEntropy: {"mCE": 1},
+    MarginalDice: {"mDC": 1},
+    ExclusionCrossEntropy: {"eCE": 1},
+    ExclusionDice: {"eDC": 1},
+    PartialSupervision: {"mCE": 1, "mDC": 1, "eCE": 2, "eDC": 2},
+}
+
+
+def mean_over_samples(candidates, logits, make):
+    terms = reference(candidates, logits, EVERY_OPTION[0])
+    return sum(weight * np.sum(terms[term]) for term, weight in WEIGHTS[make].items()) / len(candidates)
+
+
+@pytest.mark.parametrize("make", WEIGHTS)
+def test_each_loss_equals_the_reference_in_every_way_of_running(
+    make, compiled, value_and_gradient, complex_step, finest_dtype
+):
+    loss, precision = make(dtype=finest_dtype), 50 * np.finfo(finest_dtype).eps
+    logits = np.random.default_rng(8).normal(0, 2, MIXED.shape)
+    value, gradient = value_and_gradient(compiled(lambda x: loss(MIXED, x)), logits, finest_dtype)
+    assert value == pytest.approx(mean_over_samples(MIXED, logits, make), rel=precision)
+    expected = complex_step(lambda x: mean_over_samples(MIXED, x, make), logits)
+    np.testing.assert_allclose(gradient, expected, atol=precision)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="dynamic shapes are of TensorFlow's graphs"
+)
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("make", WEIGHTS)
+def test_a_loss_of_unknown_sizes_takes_other_numbers_of_classes(
+    make, jit_compile, value_and_gradient, complex_step
+):
+    import tensorflow as tf
+
+    rng, loss = np.random.default_rng(9), make(dtype="float64")
+    for num_classes in (3, 4, 6, 3):
+        candidates = MIXED[:4, :, :num_classes].reshape(4, 1, 3, 1, num_classes).astype("float64")
+        sizes = tf.TensorSpec((None, None, None, None, num_classes), tf.float64)
+        graph = tf.function(loss, jit_compile=jit_compile, input_signature=[sizes, sizes])
+        logits = rng.normal(0, 2, (4, 3, num_classes))
+        value, gradient = value_and_gradient(
+            lambda x, graph=graph, candidates=candidates: graph(candidates, x),
+            logits.reshape(candidates.shape),
+            "float64",
+        )
+
+        def slow(logits, candidates=candidates):
+            return mean_over_samples(flat(candidates), logits, make)
+
+        assert value == pytest.approx(slow(logits), rel=1e-13)
+        np.testing.assert_allclose(flat(gradient), complex_step(slow, logits), atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3, 1)], ids=str)

@@ -97,6 +97,17 @@ def test_logits_of_ten_thousand_give_finite_values_and_gradients(make, extreme, 
         assert np.abs(gradient).max() <= 3
 
 
+def test_wrong_beyond_doubt_is_exact_in_every_way_of_running(compiled, value_and_gradient):
+    # One voxel of liver, one of background or spleen, each taken for the other beyond doubt.
+    candidates, logits = np.array([[[0, 1, 0], [1, 0, 1]]]), [[[1e4, -1e4, -1e4], [-1e4, 1e4, -1e4]]]
+    loss = PartialSupervision()
+    value, gradient = value_and_gradient(compiled(lambda x: loss(candidates, x)), logits)
+    cross_entropies = [2e4 / 2 + (2e4 - np.log(2)) / 2, 2 * np.log(2)]
+    dice = [1, 2 * (2 * 1 / (1 + 1) + 2 * 1 / (1 + 1)) / 3]  # background is in the liver, liver in background
+    assert value == pytest.approx(sum(cross_entropies + dice), rel=1e-6)
+    np.testing.assert_allclose(gradient, [[[0.5, -0.5, 0], [-0.25, 0.5, -0.25]]], atol=1e-6)
+
+
 def test_far_wrong_voxel_costs_its_logit_in_every_way_of_running(compiled, value_and_gradient):
     loss = MarginalCrossEntropy()
     cost = compiled(lambda x: loss(np.array([[1, 0, 1]]), x))

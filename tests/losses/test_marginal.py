@@ -75,13 +75,17 @@ def test_batch_dice_adds_the_merged_backgrounds_of_different_samples():
     np.testing.assert_allclose(loss(candidates, probabilities), [expected, expected], rtol=1e-6)
 
 
-def test_gradient_is_the_closed_form_of_equation_8(value_and_gradient):
-    candidates = np.array([[[1, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]])
-    logits = logits_of(1, 3, 5)
-    _, gradient = value_and_gradient(lambda x: MarginalCrossEntropy()(candidates, x), logits)
-    p = ops.convert_to_numpy(ops.softmax(logits))
+def test_gradient_is_the_closed_form_of_equation_8(value_and_gradient, finest_dtype):
+    candidates = np.array([[[1, 0, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [1, 0, 0, 0, 1]]])
+    logits = logits_of(1, 4, 5).astype("float64")
+    logits[0, 3] = [-30, 30, 0, 0, -31]  # q is about exp(-60)
+    loss = MarginalCrossEntropy(dtype=finest_dtype)
+    _, gradient = value_and_gradient(lambda x: loss(candidates, x), logits, finest_dtype)
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     q = (p * candidates).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(gradient * 3, np.where(candidates, p * (1 - 1 / q), p), rtol=1e-4, atol=1e-6)
+    precision = 20 * np.finfo(finest_dtype).eps
+    expected = np.where(candidates, p * (1 - 1 / q), p)
+    np.testing.assert_allclose(gradient * 4, expected, rtol=precision, atol=precision / 100)
 
 
 @pytest.mark.parametrize("make", LOSSES)

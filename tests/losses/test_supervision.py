@@ -142,14 +142,6 @@ def test_value_is_exact_but_for_the_rounding_to_the_dtype_of_the_loss(make, dtyp
     assert float(value) == pytest.approx(expected, rel=float(ml_dtypes.finfo(dtype).eps))
 
 
-@pytest.mark.parametrize("make", EXPORTED)
-def test_compiled_equals_eager(make, compiled):
-    candidates, logits = (ops.convert_to_tensor(array, "float32") for array in partial_batch())
-    loss = make()
-    value = compiled(lambda candidates, logits: loss(candidates, logits))(candidates, logits)
-    assert float(value) == pytest.approx(float(loss(candidates, logits)), rel=1e-5)
-
-
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="dynamic shapes are of TensorFlow's graphs"
 )
