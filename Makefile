@@ -31,7 +31,7 @@ test-jax: venv
 TORCH ?= torch==2.13.0+cpu
 
 torch-available: venv
-	$(BIN)/python -m pip install --dry-run --quiet --disable-pip-version-check --no-deps '$(TORCH)'
+	$(BIN)/python -m pip install --dry-run --quiet --disable-pip-version-check -c constraints.txt --no-deps '$(TORCH)'
 
 test-torch: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'

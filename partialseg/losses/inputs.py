@@ -32,7 +32,7 @@ def rows_of_candidates_and_logits(
         last spatial axis.
 
     Raises:
-        ValueError: If the two shapes differ or the number of classes is not known.
+        ValueError: If the two shapes differ, or the number of classes is not known or below 2.
 
     Example:
         >>> candidates, logits = rows_of_candidates_and_logits(ops.ones((2, 4, 5, 6, 3)), ops.ones((2, 4, 5, 6, 3)))
@@ -116,7 +116,7 @@ def check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | Non
     """Refuse candidates and predictions that do not belong together.
 
     Raises:
-        ValueError: If the two shapes differ or the number of classes is not known.
+        ValueError: If the two shapes differ, or the number of classes is not known or below 2.
     """
     known_to_differ = any(
         None not in (true, pred) and true != pred for true, pred in zip(true_shape, pred_shape, strict=False)
@@ -129,3 +129,7 @@ def check_shapes(true_shape: tuple[int | None, ...], pred_shape: tuple[int | Non
         )
     if pred_shape[-1] is None:
         raise ValueError(f"The number of classes must be known. Received: y_pred.shape={pred_shape}")
+    if pred_shape[-1] < 2:
+        raise ValueError(
+            f"The last axis must hold background and at least one organ. Received: y_pred.shape={pred_shape}"
+        )

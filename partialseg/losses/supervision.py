@@ -49,7 +49,8 @@ class PartialSupervision(keras.losses.Loss):
         dtype: Keras' dtype of the loss; below float32 the sums are float32 all the same.
 
     Call arguments:
-        y_true: Candidates, 0 or 1, `(batch, ..., classes)`, any number of axes between.
+        y_true: Candidates, 0 or 1, `(batch, ..., classes)`, any number of axes between. Any value above 0 counts
+            as 1. Voxels whose candidates are all classes (or none) are ignored: loss 0, gradient 0.
         y_pred: Logits or probabilities, same shape.
 
     Raises:

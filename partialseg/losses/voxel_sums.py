@@ -86,7 +86,7 @@ def voxel_sums(
         penalise_background: Whether class 0 counts in `exclusion_penalty`.
 
     Raises:
-        ValueError: If the two shapes differ or the number of classes is not known.
+        ValueError: If the two shapes differ, or the number of classes is not known or below 2.
 
     Example:
         >>> sums = voxel_sums([[[0, 1, 0], [1, 0, 1]]], [[[0, 1, 0], [0.5, 0, 0.5]]], from_logits=False)
@@ -222,8 +222,9 @@ def _two_sides(sets: Tensor, logits: Tensor) -> tuple[_Voxels, Tensor]:
     highest_outside = ops.max(ops.where(inside, LOG_ZERO, logits), axis=-1, keepdims=True)
     total = ops.sum(ops.where(inside, ops.exp(logits - highest), 0), axis=-1, keepdims=True)
     total_outside = ops.sum(ops.where(inside, 0, ops.exp(logits - highest_outside)), axis=-1, keepdims=True)
-    # The highest of a side gives exp(0), so a total of 0 is that of a side without classes.
-    known = ops.logical_and(total > 0, total_outside > 0)
+    # The highest of a side gives exp(0), so a total of 0 is that of a side without classes. Logits that are not
+    # numbers are not ignored: their loss is not a number either.
+    known = ops.logical_not(ops.logical_or(total == 0, total_outside == 0))
     # Both sides measured from the higher of the two, as in any softmax.
     highest_of_all = ops.maximum(highest, highest_outside)
     scale, scale_outside = ops.exp(highest - highest_of_all), ops.exp(highest_outside - highest_of_all)

@@ -114,3 +114,18 @@ def test_far_wrong_voxel_costs_its_logit_in_every_way_of_running(compiled, value
     value, gradient = value_and_gradient(cost, [[-1e4, 1e4, -1e4]])
     assert value == pytest.approx(2e4 - np.log(2), rel=1e-6)
     np.testing.assert_allclose(gradient, [[-0.5, 1, -0.5]], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_not_taken_for_ignored(make, wrong):
+    logits = np.zeros((1, 3, 4, 3), "float32")
+    logits[0, 1, 2, 1] = wrong
+    candidates = np.broadcast_to(np.array([1, 0, 1], np.uint8), logits.shape)
+    assert np.isnan(float(make()(candidates, logits)))
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_one_class_is_refused(make):
+    with pytest.raises(ValueError, match=r"at least one organ. Received: y_pred.shape=\(2, 4, 1\)"):
+        make()(np.ones((2, 4, 1)), np.zeros((2, 4, 1)))
