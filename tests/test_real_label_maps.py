@@ -78,9 +78,10 @@ def test_five_single_organ_datasets_teach_all_five_organs(run, raw_and_cards, tm
     scores = evaluate(tmp_path / "predictions", raw, cards[-1], tmp_path / "scores").scores
     dice = scores.set_index("organ")["dice"]
     assert set(dice.index) == set(WORD_VALUES)
-    # Seen: liver .73, spleen .66, pancreas .59, kidneys .66 and .68; training varies with the machine's threads.
-    assert dice["liver"] > 0.5, dice
-    assert (dice > 0.4).sum() >= 3, dice
+    # A few steps on five maps vary with the machine's threads. Seen, liver, spleen, pancreas, left and right kidney:
+    # .73 .66 .59 .66 .68 and .46 .29 .48 .72 .68. An organ that is not learnt is near 0.
+    assert (dice > 0.1).all(), dice
+    assert dice.mean() > 0.35, dice
 
 
 def test_next_to_nothing_is_found_in_a_pelvis(run, real_data, tmp_path):
