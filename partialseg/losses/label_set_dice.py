@@ -9,6 +9,7 @@ label-set losses (and tested to be); the plain soft Dice with a uniform target i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -27,6 +28,8 @@ class _DiceOfSets(keras.losses.Loss):
 
     term: str
     default_name: str
+    #: Both `(batch, voxels, classes)`, 0 to 1, and 0 at voxels that are left out.
+    _truth_and_prediction: Callable[..., tuple[Tensor, Tensor]]
 
     def __init__(
         self,
@@ -83,10 +86,6 @@ class _DiceOfSets(keras.losses.Loss):
             "include_background": self.include_background,
             "batch": self.batch,
         }
-
-    def _truth_and_prediction(self, sets: VoxelSets) -> tuple[Tensor, Tensor]:
-        """Both `(batch, voxels, classes)`, 0 to 1, and 0 at voxels that are left out."""
-        raise NotImplementedError
 
     def _dice_loss(self, sets: VoxelSets) -> Tensor:
         """One minus the soft Dice of every class, reduced over the classes; `(batch,)`."""
