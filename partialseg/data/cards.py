@@ -23,9 +23,12 @@ from partialseg.errors import DataError
 IGNORE = "ignore"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SUFFIXES = (".nii.gz", ".nii")
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+#: Fields of `Card` that are no fields of a card's file.
+_DERIVED = ("path", "masks")
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 _Text = Annotated[str, Field(min_length=1)]
+_MaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. +-]*$")]
 
 
 def _problem(message: str, *location: str | int) -> PydanticCustomError:
@@ -40,10 +43,19 @@ class _Part(BaseModel):
 
 
 class Files(_Part):
-    """Where images and label maps lie in the dataset's folder; `*` stands for the case's name."""
+    """Where images and label maps lie in the dataset's folder; `*` stands for the case's name.
+
+    Attributes:
+        image: Pattern of a file, or of a folder of DICOM slices.
+        label: Pattern of a file, or of a folder: of one mask for each organ where `labels` gives names of masks,
+            else of one PNG for each DICOM slice.
+        series: Where a folder holds several DICOM series, a pattern of the description (or the UID) of the one
+            to take.
+    """
 
     image: _Text
     label: _Text
+    series: _Text | None = None
 
     @field_validator("image", "label")
     @classmethod
@@ -64,6 +76,33 @@ class Splits(_Part):
     test: Annotated[float, Field(ge=0, le=1)] | list[_Text] = 0.2
 
 
+class Override(_Part):
+    """How one case differs from the rest of its dataset.
+
+    Attributes:
+        annotated: The organs that are annotated in this case, where not all of the dataset's are.
+        slices: First and last annotated slice, or several such pairs; counted from 0, in the order of the file,
+            along the axis that is closest to the patient's long axis. The others are ignored.
+    """
+
+    annotated: Annotated[list[_Name], Field(min_length=1)] | None = None
+    slices: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(min_length=1)] | None = None
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _one_pair_as_list(cls, slices: Any) -> Any:
+        is_pair = isinstance(slices, list) and slices and all(isinstance(number, int) for number in slices)
+        return [slices] if is_pair else slices
+
+    @field_validator("slices")
+    @classmethod
+    def _first_and_last(cls, slices: list[list[int]]) -> list[list[int]]:
+        for pair in slices:
+            if len(pair) != 2 or pair[0] > pair[1]:
+                raise ValueError(f"expected [first slice, last slice], found {pair}")
+        return slices
+
+
 class Card(_Part):
     """One dataset, as its card describes it; `read_card` makes it.
 
@@ -76,10 +115,14 @@ class Card(_Part):
         files: Patterns of the image and the label map of a case.
         labels: For each value of the label maps except 0, the organs that it may be. One name: that organ;
             several: one of them, not said which; `background`: none of the organs; `ignore`: not looked at.
-            0 is always the dataset's own background.
+            0 is always the dataset's own background. Where the card gives names of masks instead of values,
+            they are numbered from 1 on in its order.
+        masks: Those names; empty where the card gives values. A voxel in several masks is the one that the card
+            lists first.
         annotated: The organs that are annotated wherever they are in the scan.
+        cases: Cases that differ, by name.
         split_sides: Whether a `[left_x, right_x]` label is told apart by its place.
-        exclude: Cases to leave out, with the reason.
+        exclude: Cases to leave out (names or patterns of names), with the reason.
         unlabelled: Patterns of case names that were published without label maps; left out too.
         splits: Which cases are for testing.
         counts: Numbers to compare with ("labelled": 131).
@@ -96,7 +139,9 @@ class Card(_Part):
     folders: list[_Text] = []
     files: Files
     labels: dict[Annotated[int, Field(ge=1, le=32767)], list[_Name]]
+    masks: tuple[_MaskName, ...] = ()
     annotated: Annotated[list[_Name], Field(min_length=1)]
+    cases: dict[_Text, Override] = {}
     split_sides: bool = False
     exclude: dict[_Text, _Text] = {}
     unlabelled: list[_Text] = []
@@ -109,6 +154,42 @@ class Card(_Part):
     def organs(self) -> tuple[str, ...]:
         """The annotated organs."""
         return tuple(self.annotated)
+
+    def annotated_in(self, case: str) -> tuple[str, ...]:
+        """The organs that are annotated in a case."""
+        override = self.cases.get(case)
+        return tuple(self.annotated if override is None or override.annotated is None else override.annotated)
+
+    def slices_in(self, case: str) -> tuple[tuple[int, int], ...] | None:
+        """First and last slice of each annotated part of a case; None where all slices are annotated."""
+        override = self.cases.get(case)
+        return None if override is None or override.slices is None else tuple(map(tuple, override.slices))
+
+    def why_excluded(self, case: str) -> str | None:
+        """Why the card leaves a case out; None where it does not."""
+        return next(
+            (why for pattern, why in self.exclude.items() if fnmatch.fnmatchcase(case, pattern)), None
+        )
+
+    def describe_value(self, value: int) -> str:
+        """A label value for people: its number, or the name of its mask."""
+        return self.masks[value - 1] if self.masks else str(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_masks(cls, content: Any) -> Any:
+        labels = content.get("labels") if isinstance(content, dict) else None
+        names = [key for key in labels if isinstance(key, str)] if isinstance(labels, dict) else []
+        if not names:
+            return content
+        if len(names) < len(labels):
+            raise _problem(
+                f"{names[0]!r} is the name of a mask, other keys are values (integers); expected either",
+                "labels",
+                names[0],
+            )
+        numbered = dict(enumerate(labels.values(), start=1))
+        return {**content, "labels": numbered, "masks": tuple(names)}
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -139,7 +220,9 @@ class Card(_Part):
             for name in names:
                 if name not in annotated | {BACKGROUND, IGNORE}:
                     raise _problem(
-                        f"value {value} is {name}, which is not listed under `annotated`", "labels", value
+                        f"{self.describe_value(value)} is {name}, which is not listed under `annotated`",
+                        "labels",
+                        value,
                     )
         mapped = {name for names in self.labels.values() for name in names}
         for organ in self.annotated:
@@ -155,9 +238,19 @@ class Card(_Part):
     @model_validator(mode="after")
     def _tested_cases_are_not_excluded(self) -> Card:
         listed = self.splits.test if isinstance(self.splits.test, list) else []
-        both = sorted(set(listed) & set(self.exclude))
+        both = sorted(name for name in set(listed) if self.why_excluded(name) is not None)
         if both:
             raise _problem(f"{', '.join(both)} is a test case and excluded as well", "splits", "test")
+        return self
+
+    @model_validator(mode="after")
+    def _cases_differ_in_what_is_there(self) -> Card:
+        for case, override in self.cases.items():
+            for organ in override.annotated or ():
+                if organ not in self.annotated:
+                    raise _problem(
+                        f"{organ} is not listed under `annotated` of the dataset", "cases", case, "annotated"
+                    )
         return self
 
 
@@ -168,8 +261,8 @@ class RawCase:
     Attributes:
         dataset: Name of its card.
         name: Name of the case.
-        image: A NIfTI file or a folder of DICOM slices.
-        label: A NIfTI file; it may be missing.
+        image: A file, or a folder of DICOM slices.
+        label: A file, or a folder of masks or of slices; it may be missing.
     """
 
     dataset: str
@@ -227,9 +320,10 @@ def read_card(path: str | Path) -> Card:
             )
         file = shipped[str(path)]
     front = read_front_matter(file)
-    if "path" in front.content:
-        line, _ = front.locate(["path"])
-        raise DataError(file, f"line {line}, `path`: there is no such field", "remove the line")
+    for name in _DERIVED:
+        if name in front.content:
+            line, _ = front.locate([name])
+            raise DataError(file, f"line {line}, `{name}`: there is no such field", "remove the line")
     try:
         return Card(**{str(key): value for key, value in front.content.items()}, path=file)
     except ValidationError as error:
@@ -263,7 +357,9 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
     cases = []
     for star in images.keys() | labels.keys():
         name = _case_name(card.files.image, star)
-        if name in card.exclude or any(fnmatch.fnmatchcase(name, pattern) for pattern in card.unlabelled):
+        if card.why_excluded(name) is not None or any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in card.unlabelled
+        ):
             continue
         image, label = (
             found.get(star, root / pattern.replace("*", star))
@@ -328,6 +424,11 @@ def _card_error(error: ValidationError, front: FrontMatter, file: Path) -> DataE
     """The first problem of a card, with its line and field, on one line."""
     first, *others = error.errors()
     location = first.get("ctx", {}).get("location", first["loc"])
+    labels = front.content.get("labels")
+    if location[:1] == ("labels",) and len(location) > 1 and isinstance(labels, dict):
+        names = [key for key in labels if isinstance(key, str)]
+        if names and isinstance(location[1], int):  # masks, which `Card` numbers
+            location = ("labels", names[location[1] - 1], *location[2:])
     line, steps = front.locate(location)
     if first["type"] == "missing":
         steps = location  # otherwise, steps that are not there are names that pydantic gives to its own types

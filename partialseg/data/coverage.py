@@ -115,7 +115,7 @@ def check_case(task: CheckTask) -> CheckedCase:
     except DataError as error:
         problems = tuple(find_problems(task.card, task.raw)) or (error,)
         return CheckedCase(task.raw.dataset, task.raw.name, problems=problems)
-    values, notes = to_prepared_values(label, task.card, task.classes)
+    values, notes = to_prepared_values(label, task.card, task.classes, task.raw.name)
     table = prepared_values(task.card, task.classes)
     millilitres = np.bincount(values.ravel(), minlength=len(table)) * float(np.prod(label.spacing_mm)) / 1000
     annotated = [organ for organ in task.classes if organ in task.card.annotated]

@@ -46,9 +46,7 @@ def organ_size_prior(
     Raises:
         DataError: If there is no fully annotated training case, or no voxel of some organ in them.
     """
-    cases = [
-        case for case in prepared.select(split="train") if prepared.datasets[case.dataset].fully_annotated
-    ]
+    cases = [case for case in prepared.select(split="train") if prepared.fully_annotated(case)]
     manifest = prepared.folder / "manifest.json"
     if not cases:
         raise DataError(
@@ -106,7 +104,7 @@ def _count(prepared: Prepared, draws: Iterable[Draw], patch_size: tuple[int, int
             slice(max(start, 0), None if patch_size is None else start + patch_size[axis])
             for axis, start in enumerate(draw.start)
         )
-        table = prepared.datasets[draw.case.dataset].table.astype(np.float64)
+        table = prepared.table(draw.case).astype(np.float64)
         counts = np.bincount(prepared.label(draw.case)[box].ravel(), minlength=len(table))
         counts[ignored_value(prepared.classes)] = 0
         voxels += counts @ (table / table.sum(axis=1, keepdims=True))

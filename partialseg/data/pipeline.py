@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from partialseg.data.labels import candidates, ignored_value
-from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.prepared import Case, Prepared, read_prepared
 from partialseg.data.sampling import Draw, PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
 
@@ -43,7 +43,7 @@ def patches(
         prepared = read_prepared(prepared)
     config = PatchConfig.model_validate(config)
     plan = PatchPlan(prepared, config)
-    tables, offsets = _joined_tables(prepared, plan.datasets)
+    tables, offsets = _joined_tables(prepared, [case for name in plan.datasets for case in plan.cases[name]])
     shape = (config.batch_size, *config.patch_size)
 
     def read_batch(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def patches(
         image, label = np.empty(shape, np.int16), np.empty(shape, np.uint8)
         for slot, draw in enumerate(draws):
             read_patch(prepared, draw, image[slot], label[slot])
-        return image, label, np.array([offsets[draw.case.dataset] for draw in draws], np.int32)
+        return image, label, np.array([offsets[_table_key(draw.case)] for draw in draws], np.int32)
 
     def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image, label, offset = tf.numpy_function(
@@ -91,7 +91,10 @@ def fixed_patches(
     label = np.empty((num, *patch_size), np.uint8)
     for slot, draw in enumerate(draws):
         read_patch(prepared, draw, image[slot], label[slot])
-    return image[..., np.newaxis].astype(np.float32), candidates(label, prepared.datasets[dataset].table)
+    sets = [
+        candidates(one_label, prepared.table(draw.case)) for one_label, draw in zip(label, draws, strict=True)
+    ]
+    return image[..., np.newaxis].astype(np.float32), np.stack(sets)
 
 
 def read_patch(prepared: Prepared, draw: Draw, image: np.ndarray, label: np.ndarray) -> None:
@@ -136,8 +139,15 @@ def read_patch(prepared: Prepared, draw: Draw, image: np.ndarray, label: np.ndar
         )
 
 
-def _joined_tables(prepared: Prepared, names: Sequence[str]) -> tuple[tf.Tensor, dict[str, int]]:
+def _table_key(case: Case) -> tuple[str, tuple[str, ...] | None]:
+    """Cases with the same key have the same table."""
+    return case.dataset, case.annotated
+
+
+def _joined_tables(
+    prepared: Prepared, cases: Iterable[Case]
+) -> tuple[tf.Tensor, dict[tuple[str, tuple[str, ...] | None], int]]:
     """All tables one below the other, and where each begins, so that one gather serves a mixed batch."""
-    tables = [prepared.datasets[name].table for name in names]
-    starts = np.cumsum([0, *map(len, tables)])[:-1]
-    return tf.constant(np.concatenate(tables)), dict(zip(names, starts.tolist(), strict=True))
+    tables = {_table_key(case): prepared.table(case) for case in cases}
+    starts = np.cumsum([0, *map(len, tables.values())])[:-1]
+    return tf.constant(np.concatenate([*tables.values()])), dict(zip(tables, starts.tolist(), strict=True))

@@ -201,7 +201,9 @@ def fingerprint(card: Card, raw_case: RawCase, classes: Sequence[str], spacing_m
     """A hash of all that a prepared case depends on: raw files, label values in the card, and settings."""
     content = {
         "format": FORMAT,
-        "card": card.model_dump(mode="json", include={"name", "labels", "annotated", "split_sides"}),
+        "card": card.model_dump(mode="json", include={"name", "labels", "masks", "annotated", "split_sides"}),
+        "series": card.files.series,
+        "case": [card.annotated_in(raw_case.name), card.slices_in(raw_case.name)],
         "sources": [_stamp(raw_case.image), _stamp(raw_case.label)],
         "classes": list(classes),
         "spacing_mm": list(spacing_mm),
@@ -217,7 +219,7 @@ def prepare_case(task: PrepareTask) -> Case:
         DataError: If something is wrong with its files; nothing is written then.
     """
     image, label = read_case(task.card, task.raw)
-    values, notes = to_prepared_values(label, task.card, task.classes)
+    values, notes = to_prepared_values(label, task.card, task.classes, task.raw.name)
     shape, affine = resampled_grid(image.array.shape, image.affine, image.spacing_mm, task.spacing_mm)
     hu = resample_image(image.array, image.spacing_mm, task.spacing_mm)
     limits = np.iinfo(np.int16)
@@ -237,6 +239,7 @@ def prepare_case(task: PrepareTask) -> Case:
         label_source=str(task.raw.label),
         fingerprint=task.fingerprint,
         notes=(*notes, *_absent(task, table, parts)),
+        annotated=_annotated_in_case_alone(task),
     )
     (task.folder / "case.json").unlink(missing_ok=True)  # what is there now goes away, and no longer counts
     with atomic_path(task.folder) as temporary:
@@ -285,10 +288,18 @@ def _annotated(card: Card, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(organ for organ in card.annotated if organ in classes)
 
 
+def _annotated_in_case_alone(task: PrepareTask) -> tuple[str, ...] | None:
+    """The annotated organs of a case that has fewer of them than its dataset; None for any other."""
+    of_case = task.card.annotated_in(task.raw.name)
+    annotated = tuple(organ for organ in of_case if organ in task.classes)
+    return None if set(annotated) == set(_annotated(task.card, task.classes)) else annotated
+
+
 def _absent(task: PrepareTask, table: np.ndarray, parts: Sequence[tuple[int, int, int]]) -> list[str]:
     """A note for each annotated organ of which no voxel is left."""
     present = table[[value for value, _, _ in parts]].any(axis=0)
-    return [f"no {o}" for o in _annotated(task.card, task.classes) if not present[task.classes.index(o)]]
+    annotated = [organ for organ in task.card.annotated_in(task.raw.name) if organ in task.classes]
+    return [f"no {organ}" for organ in annotated if not present[task.classes.index(organ)]]
 
 
 def _where(task: PrepareTask) -> str:

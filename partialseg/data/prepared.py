@@ -39,6 +39,7 @@ class Case:
         image_source, label_source: The raw files.
         fingerprint: Of sources, card and settings; a case with another fingerprint is prepared again.
         notes: What was noticed, in words ("kidneys: one side").
+        annotated: The organs that are annotated in this case; None for all of its dataset's.
     """
 
     dataset: str
@@ -52,6 +53,7 @@ class Case:
     label_source: str
     fingerprint: str
     notes: tuple[str, ...] = ()
+    annotated: tuple[str, ...] | None = None
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:
@@ -64,6 +66,7 @@ class Case:
                 "foreground": tuple(map(tuple, entry["foreground"])),
                 "voxels": tuple(entry["voxels"]),
                 "notes": tuple(entry["notes"]),
+                "annotated": None if entry.get("annotated") is None else tuple(entry["annotated"]),
             }
         )
 
@@ -114,6 +117,22 @@ class Prepared:
     def select(self, dataset: str | None = None, split: str | None = None) -> list[Case]:
         """The cases of one dataset and one split; None stands for all."""
         return [c for c in self.cases if dataset in (None, c.dataset) and split in (None, c.split)]
+
+    def table(self, case: Case) -> np.ndarray:
+        """The sets that the values of a case's label map stand for: uint8 `(values, classes)`.
+
+        It is its dataset's table, but for the first row where the case has fewer organs annotated: its background
+        may be every class that is not annotated in it.
+        """
+        table = self.datasets[case.dataset].table
+        if case.annotated is None:
+            return table
+        background = [name not in case.annotated for name in self.classes]
+        return np.concatenate([np.array([background], dtype=np.uint8), table[1:]])
+
+    def fully_annotated(self, case: Case) -> bool:
+        """Whether the background of a case is background alone."""
+        return int(self.table(case)[0].sum()) == 1
 
     def image(self, case: Case) -> np.ndarray:
         """The image, memory-mapped: int16 HU, `(depth, height, width)`."""

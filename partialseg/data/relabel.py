@@ -12,6 +12,7 @@ from partialseg.data.classes import BACKGROUND
 from partialseg.data.labels import candidate_table, ignored_value
 from partialseg.data.sides import split_left_right
 from partialseg.data.volumes import Volume
+from partialseg.errors import DataError
 
 
 def prepared_values(card: Card, classes: Sequence[str]) -> np.ndarray:
@@ -34,38 +35,78 @@ def prepared_values(card: Card, classes: Sequence[str]) -> np.ndarray:
 
 
 def to_prepared_values(
-    label: Volume, card: Card, classes: Sequence[str]
+    label: Volume, card: Card, classes: Sequence[str], case: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn a dataset's own label values into values of its prepared table, on the same grid.
 
     Where the card says `split_sides`, voxels of a `[left_x, right_x]` label become left or right; voxels
-    whose side is unsure keep the set.
+    whose side is unsure keep the set. An organ that the card says is not annotated in this case becomes the
+    case's background (0), which may be that organ; slices that are not annotated become ignored.
 
     Args:
         label: The raw label map; its values are those that the card lists.
         card: The dataset's card.
         classes: Background first, then the organs.
+        case: Name of the case.
 
     Returns:
         uint8 values, `(z, y, x)`; and what was noticed ("left_kidney/right_kidney: fused").
+
+    Raises:
+        DataError: If the card names annotated slices that the label map does not have.
     """
     table = prepared_values(card, classes)
     value_of = {
         frozenset(np.array(classes)[row == 1].tolist()): value for value, row in reversed([*enumerate(table)])
     }
+    free = set(card.annotated) - set(card.annotated_in(case))
     lookup = np.zeros(max([0, int(label.array.max()), *card.labels]) + 1, dtype=np.uint8)
     for value, names in card.labels.items():
         if names == [IGNORE]:
             lookup[value] = ignored_value(classes)
-        else:
+        elif not free.issuperset(names):
             lookup[value] = value_of[_meaning(names, classes)]
     result = np.empty(label.array.shape, dtype=np.uint8)
     for plane, raw_plane in zip(result, label.array, strict=True):
         plane[...] = lookup[raw_plane]
     notes = order_notes(card, label)
     if card.split_sides:
-        notes += _split_sides(result, label, card, classes, value_of)
+        sides = {name: 0 if name in free else value_of[_meaning([name], classes)] for name in _sides(card)}
+        notes += _split_sides(result, label, card, sides)
+    result[~annotated_slices(label, card, case)] = ignored_value(classes)
     return result, notes
+
+
+def annotated_slices(label: Volume, card: Card, case: str) -> np.ndarray:
+    """Which slices of a case are annotated.
+
+    Args:
+        label: Its label map.
+        card: The dataset's card, which counts slices as the file does.
+        case: Name of the case.
+
+    Returns:
+        bool, `(depth,)`, in canonical order (from the feet to the head).
+
+    Raises:
+        DataError: If the card names slices that the label map does not have.
+    """
+    ranges, depth = card.slices_in(case), len(label.array)
+    if ranges is None:
+        return np.ones(depth, dtype=bool)
+    annotated = np.zeros(depth, dtype=bool)
+    for first, last in ranges:
+        if last >= depth:
+            raise DataError(
+                label.source.path,
+                f"{card.name}, {case}: has slices 0 to {depth - 1}, but {card.path} says that slices {first} "
+                f"to {last} are annotated",
+                f"correct `slices` of {case} under `cases:`",
+            )
+        annotated[first : last + 1] = True
+    orientation = label.source.orientation
+    direction = orientation[orientation[:, 0] == 2, 1]
+    return annotated[::-1] if direction < 0 else annotated
 
 
 def _meaning(names: Sequence[str], classes: Sequence[str]) -> frozenset[str]:
@@ -88,17 +129,17 @@ def _further_sets(card: Card, classes: Sequence[str]) -> list[frozenset[str]]:
     return sets
 
 
-def _split_sides(
-    result: np.ndarray,
-    label: Volume,
-    card: Card,
-    classes: Sequence[str],
-    value_of: dict[frozenset[str], int],
-) -> tuple[str, ...]:
+def _sides(card: Card) -> list[str]:
+    """The names of all `[left_x, right_x]` labels, each left one followed by its right one."""
+    pairs = {pair for names in card.labels.values() if (pair := left_right_pair(names))}
+    return [name for pair in sorted(pairs) for name in pair]
+
+
+def _split_sides(result: np.ndarray, label: Volume, card: Card, value_of: dict[str, int]) -> tuple[str, ...]:
     """Tell left from right in place; says what was found for each pair that was not simply split."""
     notes = []
-    pairs = {pair for names in card.labels.values() if (pair := left_right_pair(names))}
-    for left_name, right_name in sorted(pairs):
+    names_of_sides = _sides(card)
+    for left_name, right_name in zip(names_of_sides[::2], names_of_sides[1::2], strict=True):
         mask = np.zeros(label.array.shape, dtype=bool)
         for value, names in card.labels.items():
             if left_right_pair(names) == (left_name, right_name):
@@ -108,7 +149,7 @@ def _split_sides(
             notes.append(f"{left_name}/{right_name}: {flag}")
             continue
         for side, name in ((left, left_name), (right, right_name)):
-            result[side.T] = value_of[_meaning([name], classes)]
+            result[side.T] = value_of[name]
         unsure = np.count_nonzero(mask) - np.count_nonzero(left) - np.count_nonzero(right)
         if unsure:
             volume_ml = unsure * np.prod(label.spacing_mm) / 1000

@@ -154,7 +154,7 @@ def prediction_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_truth(
-    case_label: Path, card: Card, classes: Sequence[str]
+    case: RawCase, card: Card, classes: Sequence[str]
 ) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
     """Read a raw label map and turn it into values of the dataset's prepared table, on its own grid.
 
@@ -164,16 +164,16 @@ def read_truth(
     Raises:
         DataError: If it cannot be read or holds a value that the card does not list.
     """
-    raw = read_label(case_label)
+    raw = read_label(case.label)
     unknown = [value for value in label_values(raw.array) if value and value not in card.labels]
     if unknown:
         values = ", ".join(map(str, unknown))
         raise DataError(
-            case_label,
+            case.label,
             f"holds value {values}, which {card.path.name} does not describe",
             f"add {values} there",
         )
-    values, notes = to_prepared_values(raw, card, classes)
+    values, notes = to_prepared_values(raw, card, classes, case.name)
     return raw, values, notes
 
 
@@ -200,8 +200,8 @@ def _matched(
     for stem, path in files.items():
         same_label = by_label.get(stem, [])
         case = cases.get(stem) or (same_label[0] if len(same_label) == 1 else None)
-        if stem in card.exclude:
-            notes.append(f"{card.name}, {stem}: not scored, since the card excludes it: {card.exclude[stem]}")
+        if (why := card.why_excluded(stem)) is not None:
+            notes.append(f"{card.name}, {stem}: not scored, since the card excludes it: {why}")
         elif case is None:
             remedy = "name it after a case, as in " + next(iter(cases))
             problems.append(DataError(path, f"there is no case {stem} of {card.name}", remedy))
@@ -227,13 +227,14 @@ def _score_case(
     if int(prediction.array.max()) >= len(classes):
         problem = f"holds value {int(prediction.array.max())}, but there are {len(classes)} classes"
         raise DataError(path, problem, f"list the classes in {_stem(path)}.json beside it")
-    raw, values, notes = read_truth(case.label, card, classes)
+    raw, values, notes = read_truth(case, card, classes)
     _check_same_grid(path, prediction, case, raw)
     table = prepared_values(card, classes)
-    organs = {organ: classes.index(organ) for organ in card.annotated if organ in classes}
+    annotated = card.annotated_in(case.name)
+    organs = {organ: classes.index(organ) for organ in annotated if organ in classes}
     who = f"{card.name}, {case.name}"
     said = [f"{who}: {note}" for note in notes]
-    lacking = [organ for organ in card.annotated if organ not in organs]
+    lacking = [organ for organ in annotated if organ not in organs]
     if lacking:
         said.append(f"{who}: not scored, since the network has no such class: {', '.join(lacking)}")
     ignore = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from partialseg.data.cards import read_card
+from partialseg.data.cards import RawCase, read_card
 from partialseg.data.classes import class_names
 from partialseg.data.relabel import prepared_values
 from partialseg.data.volumes import read_image, read_label
@@ -82,7 +82,8 @@ def draw_case(shown: ShownCase) -> bytes:
     classes = class_names(list(organs))
     card = read_card(first["card"])
     image = read_image(first["image"])
-    _, values, _ = read_truth(Path(first["truth"]), card, classes)
+    case = RawCase(card.name, str(first["case"]), Path(first["image"]), Path(first["truth"]))
+    _, values, _ = read_truth(case, card, classes)
     predictions = {}
     for name, row in files.items():
         labels = read_label(row["prediction"]).array
@@ -94,7 +95,7 @@ def draw_case(shown: ShownCase) -> bytes:
             labels
         ]
     table = prepared_values(card, classes)
-    annotated = [index for index, organ in enumerate(classes) if organ in card.annotated]
+    annotated = [index for index, organ in enumerate(classes) if organ in card.annotated_in(case.name)]
     truth = np.where(np.isin(values, annotated), values, 0).astype(np.uint8)
     # Several organs, but neither background nor "ignored": a kidney whose side is not known.
     unknown = ((table[:, 0] == 0) & (table.sum(axis=1) > 1))[values]
