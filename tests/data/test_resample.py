@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, special
 
 from partialseg.data.resample import resample_back, resample_image, resample_label, resampled_grid
 
@@ -36,9 +36,58 @@ def test_image_equals_scipy_cubic_spline(shape, spacing, new_spacing, dtype):
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
     where = positions(shape, spacing, new_shape, new_spacing)
     expected = ndimage.map_coordinates(image.astype(float), where, order=3, mode="nearest")
-    resampled = resample_image(image, spacing, new_spacing)
+    resampled = resample_image(image, spacing, new_spacing, antialias=False)
     assert resampled.dtype == np.float32
     np.testing.assert_allclose(resampled, expected, atol=0.01)
+
+
+def voxel_means(shape, spacing, width_mm=3.0, off_centre_mm=(3.0, -2.0, 1.5)):
+    """The exact mean, over each voxel, of a Gaussian bump of 1000 HU in air."""
+    means = 1.0
+    for n, size, centre in zip(shape, spacing, off_centre_mm, strict=True):
+        edges = ((np.arange(n + 1) - n / 2) * size - centre) / width_mm
+        means = np.multiply.outer(means, np.diff(special.erf(edges)) * np.sqrt(np.pi) / 2 * width_mm / size)
+    return 1000 * means - 1000
+
+
+def test_larger_voxels_hold_the_true_means():
+    shape, spacing, new_spacing = (30, 54, 60), (2.0, 1.2, 1.0), (3.0, 1.8, 2.0)
+    image = voxel_means(shape, spacing)
+    resampled = resample_image(image, spacing, new_spacing)
+    assert resampled.dtype == np.float32
+    expected = voxel_means(resampled.shape, new_spacing)
+    assert np.abs(resampled - expected).max() < 4
+    assert np.abs(resample_image(image, spacing, new_spacing, antialias=False) - expected).max() > 30
+
+
+def test_larger_voxels_keep_the_sum_of_the_values():
+    image = np.random.default_rng(5).normal(0, 1000, (12, 24, 30)).astype(np.float32)
+    image[0] = image[-1] = image[:, 0] = image[:, -1] = image[..., 0] = image[..., -1] = 0
+    spacing, new_spacing = (1.0, 1.0, 1.0), (3.0, 1.5, 1.2)
+    image = np.pad(image, ((6, 6), (9, 9), (12, 12)))
+    resampled = resample_image(image, spacing, new_spacing)
+    assert resampled.sum() * np.prod(new_spacing) == pytest.approx(image.sum(dtype=float), abs=5)
+
+
+def test_noise_goes_down_where_voxels_become_larger():
+    noise = np.random.default_rng(6).normal(0, 20, (20, 80, 80)).astype(np.float32)
+    spacing, new_spacing = (5.0, 0.8, 0.8), (5.0, 1.6, 1.6)
+    assert resample_image(noise, spacing, new_spacing).std() < 11
+    assert resample_image(noise, spacing, new_spacing, antialias=False).std() > 14
+
+
+def test_only_the_axis_whose_voxels_become_larger_is_averaged():
+    image = np.random.default_rng(7).normal(0, 1000, (10, 12, 30)).astype(np.float32)
+    spacing, new_spacing = (5.0, 1.0, 0.8), (3.0, 1.0, 1.5)
+    across = resample_image(image, (5, 1, 1), (3, 1, 1), antialias=False)
+    both = resample_image(across, (3, 1, 0.8), new_spacing)
+    np.testing.assert_allclose(resample_image(image, spacing, new_spacing), both, atol=0.01)
+
+
+def test_slightly_larger_voxels_hardly_change_the_image():
+    image = np.random.default_rng(8).normal(0, 100, (5, 6, 7)).astype(np.float32)
+    resampled = resample_image(image, (1, 1, 1), (1.002, 1.002, 1.002))
+    np.testing.assert_allclose(resampled, image, atol=5)
 
 
 def test_image_and_label_are_the_same_when_spacing_is_unchanged():
