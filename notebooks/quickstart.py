@@ -116,7 +116,7 @@ pd.DataFrame(rows, columns=["dataset", "case", "split", "image", "shape (z, y, x
 # not there yet. The paper's voxels are 3 × 1.5 × 1.5 mm; the tiny phantom is happy with 6 mm.
 
 # %%
-result = prepare(cards, "raw", "prepared", spacing_mm=(6.0, 6.0, 6.0), workers=1)  # by default, one per core
+result = prepare(cards, "raw", "prepared", spacing_mm=(6.0, 6.0, 6.0), jobs=1)  # by default, one per core
 prepared = result.prepared
 print(f"{result.done} cases prepared, {len(result.problems)} problems")
 print("classes:", ", ".join(prepared.classes))

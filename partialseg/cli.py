@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from partialseg import __version__
-from partialseg.cli_options import Cards, Preset, Raw, Run, Split, StudyName, Workers, finish
+from partialseg.cli_options import Cards, Jobs, Preset, Raw, Run, Split, StudyName, finish
 from partialseg.errors import DataError
 
 app = typer.Typer(
@@ -108,7 +108,7 @@ def check(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for check.json and check.html.")] = Path(
         "check"
     ),
-    workers: Workers = None,
+    jobs: Jobs = None,
 ) -> None:
     """Read every raw case against its card.
 
@@ -117,7 +117,7 @@ def check(
     """
     from partialseg.data.coverage import check as run_check
 
-    result = run_check([_card(card) for card in cards], raw, out, workers)
+    result = run_check([_card(card) for card in cards], raw, out, jobs)
     typer.echo(f"Coverage: {out / 'check.html'}")
     finish(result.problems)
 
@@ -137,7 +137,7 @@ def prepare(
             help="An organ of the class list, in order; repeat it. All organs of the cards by default."
         ),
     ] = None,
-    workers: Workers = None,
+    jobs: Jobs = None,
 ) -> None:
     """Bring raw cases to one spacing, one orientation and one class list.
 
@@ -151,7 +151,7 @@ def prepare(
         raise typer.BadParameter(
             f"expected different organs, received {', '.join(organ)}", param_hint="--organ"
         )
-    result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, workers)
+    result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, jobs)
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
     datasets = result.prepared.datasets.values()
     typer.echo(f"datasets: {', '.join(dataset.name for dataset in datasets)}")

@@ -21,7 +21,7 @@ Raw = Annotated[
     Path,
     typer.Option("--raw", metavar="DIR", help="Folder with the datasets as downloaded."),
 ]
-Workers = Annotated[
+Jobs = Annotated[
     Optional[int],  # noqa: UP045 (typer reads the annotation)
     typer.Option(min=1, help="Cases at a time; as many as there are cores by default."),
 ]

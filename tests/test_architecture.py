@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "partialseg"
 
 #: A module may import from its own row and from rows above.
 LAYERS = (
-    ("errors", "files", "progress", "parallel", "lazy", "_environment"),
+    ("errors", "files", "progress", "machine", "parallel", "dask_cluster", "lazy", "_environment"),
     ("data",),
     ("losses",),
     ("models",),

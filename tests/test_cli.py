@@ -72,7 +72,7 @@ def raw(folder):
 @pytest.fixture(scope="module")
 def prepared(folder, raw):
     out = folder / "prepared"
-    ended = call("prepare", *CARDS, "--raw", raw, "--out", out, "--spacing", 6, 6, 6, "--workers", 1)
+    ended = call("prepare", *CARDS, "--raw", raw, "--out", out, "--spacing", 6, 6, 6, "--jobs", 1)
     assert ended.status == 0, ended
     assert ended.out.splitlines() == [
         f"12 cases prepared, 0 were there already: {out}",
@@ -137,7 +137,7 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         ("prepare btcv --raw raw --out out --spacing 3 nan 1", "must be above 0 and finite"),
         ("prepare btcv --raw raw --out out --spacing 3 1.5", "requires 3 arguments"),
         ("prepare btcv --raw raw --out out --organ liver --organ liver", "different organs"),
-        ("check btcv --raw raw --workers 0", "greater than or equal to 1"),
+        ("check btcv --raw raw --jobs 0", "greater than or equal to 1"),
         ("phantom out --preset huge", "'huge' is not one of"),
         ("phantom out --names word", "goes with --from-labels"),
         ("predict run scan.nii.gz --out out --split test", "goes with --card"),
@@ -180,7 +180,7 @@ def test_unknown_card_is_a_problem(arguments, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("prepare btcv --raw nowhere --out out --workers 1", "no case could be prepared"),
+        ("prepare btcv --raw nowhere --out out --jobs 1", "no case could be prepared"),
         ("train amos --prepared prepared --out out", "amos: there is no such config"),
         ("train tiny --prepared prepared --out out", "there is no manifest"),
         ("predict run scan.nii.gz --out out", "there is no run"),
@@ -222,7 +222,7 @@ def test_phantom_dresses_label_maps(tmp_path):
 
 
 def test_check_writes_the_coverage(raw, folder):
-    ended = call("check", "btcv", "kits19", "--raw", raw, "--out", folder / "check", "--workers", 1)
+    ended = call("check", "btcv", "kits19", "--raw", raw, "--out", folder / "check", "--jobs", 1)
     assert ended.status == 0, ended
     coverage = json.loads((folder / "check" / "check.json").read_text())["coverage"]
     assert [coverage["liver"][card]["annotated"] for card in ("btcv", "kits19")] == [True, False]
@@ -233,14 +233,14 @@ def test_check_says_what_is_wrong_with_which_case(raw, tmp_path):
     shutil.copytree(raw / "kits19", tmp_path / "kits19")
     label = tmp_path / "kits19" / "data" / "case_00000" / "segmentation.nii.gz"
     label.unlink()
-    ended = call("check", "kits19", "--raw", tmp_path, "--out", tmp_path / "check", "--workers", 1)
+    ended = call("check", "kits19", "--raw", tmp_path, "--out", tmp_path / "check", "--jobs", 1)
     assert_problem(ended, label)
     assert len(json.loads((tmp_path / "check" / "check.json").read_text())["problems"]) == 1
 
 
 def test_prepare_again_keeps_what_is_there(raw, prepared):
     before = (prepared / "manifest.json").read_bytes()
-    again = call("prepare", *CARDS, "--raw", raw, "--out", prepared, "--spacing", 6, 6, 6, "--workers", 1)
+    again = call("prepare", *CARDS, "--raw", raw, "--out", prepared, "--spacing", 6, 6, 6, "--jobs", 1)
     assert again.status == 0
     assert again.out.startswith(f"0 cases prepared, 12 were there already: {prepared}\n")
     assert (prepared / "manifest.json").read_bytes() == before
@@ -253,7 +253,7 @@ def test_prepare_goes_on_after_a_broken_case(raw, tmp_path):
     (images / "img0002.nii.gz").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "prepared"
     ended = call(
-        "prepare", "btcv", "--raw", tmp_path / "raw", "--out", out, "--spacing", 6, 6, 6, "--workers", 1
+        "prepare", "btcv", "--raw", tmp_path / "raw", "--out", out, "--spacing", 6, 6, 6, "--jobs", 1
     )
     assert_problem(ended, images / "img0002.nii.gz")
     assert ended.out.startswith("2 cases prepared, 0 were there already")
@@ -267,7 +267,7 @@ def test_prepare_counts_each_broken_case(raw, tmp_path):
     for name in ("img0001", "img0003"):
         (tmp_path / "raw" / "btcv" / "img" / f"{name}.nii.gz").write_bytes(b"no scan")
     ended = call(
-        "prepare", "btcv", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--workers", 1,
+        "prepare", "btcv", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1,
         "--spacing", 6, 6, 6,
     )  # fmt: skip
     assert ended.status == 1

@@ -44,7 +44,7 @@ def counted_demo(out, **settings):
         # Coarser than the demo's voxels, so that the windows of a prediction are few.
         patch.setattr("partialseg.demo.SPACING_MM", (9.0, 6.0, 6.0))
         # Starting further processes takes longer than preparing twelve tiny cases.
-        patch.setattr("partialseg.demo.prepare", functools.partial(prepare, workers=1))
+        patch.setattr("partialseg.demo.prepare", functools.partial(prepare, jobs=1))
         patch.setattr(keras.Model, "fit", lambda model, *a, **k: fits(model, *a, **k))
         result = demo(out, preset="tiny", **settings)
     return result, fits.steps

@@ -30,45 +30,45 @@ def threads(_):
     return os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_data_error_is_a_result_and_the_rest_go_on(workers):
-    results = dict(run_tasks(square, [1, 2, 3, 4], where=str, workers=workers))
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_data_error_is_a_result_and_the_rest_go_on(jobs):
+    results = dict(run_tasks(square, [1, 2, 3, 4], where=str, jobs=jobs))
     assert str(results.pop(3)) == "three.nii.gz: is odd; leave it out"
     assert results == {1: 1, 2: 4, 4: 16}
 
 
 def test_task_that_kills_its_worker_is_named_and_the_rest_go_on():
-    results = dict(run_tasks(crash_on_three, [1, 2, 3, 4, 5], where=lambda n: f"case_{n}", workers=2))
+    results = dict(run_tasks(crash_on_three, [1, 2, 3, 4, 5], where=lambda n: f"case_{n}", jobs=2))
     error = results.pop(3)
     assert isinstance(error, DataError)
     assert str(error).startswith("case_3: its worker process was killed")
     assert results == {1: 1, 2: 2, 4: 4, 5: 5}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_error_of_the_program_names_the_task(workers):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_error_of_the_program_names_the_task(jobs):
     with pytest.raises(RuntimeError, match="case_0: ZeroDivisionError"):
-        list(run_tasks(divide_by_it, [0, 0], where=lambda n: f"case_{n}", workers=workers))
+        list(run_tasks(divide_by_it, [0, 0], where=lambda n: f"case_{n}", jobs=jobs))
 
 
 def test_workers_have_one_thread_each_and_the_parent_keeps_its_own(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    assert [result for _, result in run_tasks(threads, [1, 2], where=str, workers=2)] == [("1", "1")] * 2
+    assert [result for _, result in run_tasks(threads, [1, 2], where=str, jobs=2)] == [("1", "1")] * 2
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="received 0"):
-        list(run_tasks(square, [1], where=str, workers=0))
+        list(run_tasks(square, [1], where=str, jobs=0))
 
 
 def test_script_without_guard_is_told(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from partialseg.parallel import run_tasks\n"
-        "print(list(run_tasks(len, ['a', 'b'], where=str, workers=2)))\n"
+        "print(list(run_tasks(len, ['a', 'b'], where=str, jobs=2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -84,7 +84,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         "    (pathlib.Path(folder) / str(os.getpid())).touch()\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
-        "    list(run_tasks(write_pid, [sys.argv[1]] * 2, where=str, workers=2))\n"
+        "    list(run_tasks(write_pid, [sys.argv[1]] * 2, where=str, jobs=2))\n"
     )
     pids = tmp_path / "pids"
     pids.mkdir()

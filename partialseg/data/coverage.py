@@ -69,7 +69,7 @@ class CheckedCase:
 
 
 def check(
-    cards: Sequence[Card], raw: str | Path, out: str | Path | None = None, workers: int | None = None
+    cards: Sequence[Card], raw: str | Path, out: str | Path | None = None, jobs: int | None = None
 ) -> CheckResult:
     """Read every raw case of some datasets and say what is there and what is wrong.
 
@@ -77,7 +77,7 @@ def check(
         cards: The datasets' cards.
         raw: A folder that holds one or several raw datasets.
         out: Where to write `check.json` and `check.html`; None for nowhere.
-        workers: Number of processes; None for one per processor.
+        jobs: Cases at a time; None for one per usable core.
 
     Raises:
         DataError: If two cards have the same name.
@@ -86,7 +86,7 @@ def check(
     classes = class_names(choose_organs(cards))
     tasks = [CheckTask(card, raw_case, classes) for card, raw_cases in found for raw_case in raw_cases]
     checked = []
-    outcomes = run_tasks(check_case, tasks, where=lambda task: str(task.raw.image), workers=workers)
+    outcomes = run_tasks(check_case, tasks, where=lambda task: str(task.raw.image), jobs=jobs)
     for task, outcome in track(outcomes, "check", total=len(tasks)):
         if isinstance(outcome, DataError):
             outcome = CheckedCase(task.raw.dataset, task.raw.name, problems=(outcome,))

@@ -83,7 +83,7 @@ def prepare(
     out: str | Path,
     spacing_mm: Sequence[float] = (3.0, 1.5, 1.5),
     organs: Sequence[str] | None = None,
-    workers: int | None = None,
+    jobs: int | None = None,
 ) -> PrepareResult:
     """Prepare all cases of some datasets.
 
@@ -96,7 +96,7 @@ def prepare(
         out: The folder to write; what is there already and still holds is kept.
         spacing_mm: Voxel size `(z, y, x)`; the paper's unless given.
         organs: The organs that become classes 1, 2, …; None for all that any card annotates.
-        workers: Number of processes; None for one per processor.
+        jobs: Cases at a time; None for one per usable core.
 
     Returns:
         What was prepared, and what was wrong.
@@ -119,7 +119,7 @@ def prepare(
     waiting = [task for task in tasks if (task.raw.dataset, task.raw.name) not in skipped]
     if any(task.folder.exists() for task in waiting):  # these change, so that the manifest would be wrong
         (out / "manifest.json").unlink(missing_ok=True)
-    outcomes = run_tasks(prepare_case, waiting, _where, workers)
+    outcomes = run_tasks(prepare_case, waiting, _where, jobs)
     for _, outcome in track(outcomes, "prepare", total=len(waiting)):
         (problems if isinstance(outcome, DataError) else cases).append(outcome)
     cases.sort(key=lambda case: (case.dataset, case.name))

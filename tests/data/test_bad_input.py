@@ -103,7 +103,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("bad_output")
-    return prepare([read_card("msd_spleen")], raw, out, spacing_mm=(2.0, 2.0, 2.0), workers=1)
+    return prepare([read_card("msd_spleen")], raw, out, spacing_mm=(2.0, 2.0, 2.0), jobs=1)
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -139,13 +139,13 @@ def test_case_that_is_mended_is_prepared_by_the_next_run(raw, tmp_path):
         for kind in ("aa_good", "unknown_value"):
             name = f"spleen_{kind}.nii.gz"
             (copy / part / name).write_bytes((raw / "Task09_Spleen" / part / name).read_bytes())
-    first = prepare(cards, tmp_path / "raw", tmp_path / "out", (2.0, 2.0, 2.0), workers=1)
+    first = prepare(cards, tmp_path / "raw", tmp_path / "out", (2.0, 2.0, 2.0), jobs=1)
     save(copy / "labelsTr" / "spleen_unknown_value.nii.gz", label())
-    second = prepare(cards, tmp_path / "raw", tmp_path / "out", (2.0, 2.0, 2.0), workers=1)
+    second = prepare(cards, tmp_path / "raw", tmp_path / "out", (2.0, 2.0, 2.0), jobs=1)
     assert (first.done, first.skipped, len(first.problems)) == (1, 0, 1)
     assert (second.done, second.skipped, second.problems) == (1, 1, [])
 
 
 def test_whole_dataset_check_finds_the_same_problems(raw, result):
-    checked = check([read_card("msd_spleen")], raw, workers=1)
+    checked = check([read_card("msd_spleen")], raw, jobs=1)
     assert sorted(map(str, checked.problems)) == sorted(map(str, result.problems))

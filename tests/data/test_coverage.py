@@ -41,7 +41,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checked(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("check")
-    return check([read_card(name) for name in CARDS], raw, out, workers=1), out
+    return check([read_card(name) for name in CARDS], raw, out, jobs=1), out
 
 
 def test_coverage_counts_cases_and_measures_volume(checked):
@@ -89,7 +89,7 @@ def test_page_escapes_what_users_wrote(checked):
 
 
 def test_two_workers_find_the_same_as_one(raw, checked):
-    result = check([read_card(name) for name in CARDS], raw, workers=2)
+    result = check([read_card(name) for name in CARDS], raw, jobs=2)
     assert result.report == checked[0].report
 
 
@@ -99,7 +99,7 @@ def test_mirrored_scan_is_noticed_once(tmp_path):
     for part in ("img", "label"):
         (tmp_path / "btcv" / part).mkdir(parents=True)
         nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "btcv" / part / f"{part}0001.nii.gz")
-    (case,) = check([read_card("btcv")], tmp_path, workers=1).report["cases"]
+    (case,) = check([read_card("btcv")], tmp_path, jobs=1).report["cases"]
     assert [note.split(":")[0] for note in case["notes"]] == [
         "liver lies left of spleen",
         "right_kidney lies left of left_kidney",
@@ -108,7 +108,7 @@ def test_mirrored_scan_is_noticed_once(tmp_path):
 
 def test_phantom_is_covered_as_the_paper_has_it(tiny_raw):
     cards = [read_card(name) for name in ("btcv", "msd_liver", "msd_spleen", "msd_pancreas", "kits19")]
-    result = check(cards, tiny_raw, workers=1)
+    result = check(cards, tiny_raw, jobs=1)
     assert not result.problems
     annotated = {
         organ: [name for name, cell in row.items() if cell["annotated"]]

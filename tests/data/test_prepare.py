@@ -68,8 +68,8 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
-def run(card, raw, out, spacing_mm=(2.0, 2.0, 2.0), workers=1, organs=PAPER_ORGANS):
-    return prepare([card], raw, out, spacing_mm=spacing_mm, workers=workers, organs=organs)
+def run(card, raw, out, spacing_mm=(2.0, 2.0, 2.0), jobs=1, organs=PAPER_ORGANS):
+    return prepare([card], raw, out, spacing_mm=spacing_mm, jobs=jobs, organs=organs)
 
 
 def test_prepared_case_is_what_its_format_says(tmp_path, raw):
@@ -106,8 +106,8 @@ def test_axis_order_of_the_file_makes_no_difference(tmp_path):
 
 def test_two_workers_prepare_the_same_as_one(tmp_path, raw):
     card = write_card(tmp_path)
-    one = run(card, raw, tmp_path / "one", workers=1).prepared
-    two = run(card, raw, tmp_path / "two", workers=2).prepared
+    one = run(card, raw, tmp_path / "one", jobs=1).prepared
+    two = run(card, raw, tmp_path / "two", jobs=2).prepared
     assert one.cases == two.cases
     for case in one.cases:
         np.testing.assert_array_equal(one.image(case), two.image(case))
@@ -247,7 +247,7 @@ def test_killed_run_leaves_whole_cases_and_is_taken_up_again(tmp_path):
 
 def test_card_without_cases_is_a_problem_and_the_others_go_on(tmp_path, raw):
     absent = write_card(tmp_path, name="absent", image="scan_*.nii.gz")
-    result = prepare([absent, write_card(tmp_path)], raw, tmp_path / "out", (2.0, 2.0, 2.0), workers=1)
+    result = prepare([absent, write_card(tmp_path)], raw, tmp_path / "out", (2.0, 2.0, 2.0), jobs=1)
     assert result.done == 3
     assert [problem.path for problem in result.problems] == [str(absent.path)]
     assert "absent: no file in" in str(result.problems[0])
@@ -271,7 +271,7 @@ def test_card_with_none_of_the_organs_is_a_problem(tmp_path, raw):
 def test_two_cards_of_one_name_are_refused(tmp_path, raw):
     card = write_card(tmp_path)
     with pytest.raises(DataError, match="another card called small"):
-        prepare([card, card], raw, tmp_path / "out", workers=1)
+        prepare([card, card], raw, tmp_path / "out", jobs=1)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def two_cts(real_data, tmp_path_factory):
         if path.name.endswith(("_ct.nii.gz", "_label.nii.gz")) and "no_target_organ" not in path.name:
             (folder / "raw" / path.name).symlink_to(path.resolve())
     card = write_card(folder, "two_cts", FIVE, FIVE.values())
-    result = prepare([card], folder / "raw", folder / "out", workers=1)
+    result = prepare([card], folder / "raw", folder / "out", jobs=1)
     assert (result.done, result.problems) == (2, [])
     return result.prepared
 
@@ -387,7 +387,7 @@ def test_real_dicom_series_is_prepared(real_data, tmp_path):
         meaning.values(),
         files={"image": "*/slices", "label": "*/seg.nii.gz"},
     )
-    result = prepare([card], tmp_path / "raw", tmp_path / "out", workers=1)
+    result = prepare([card], tmp_path / "raw", tmp_path / "out", jobs=1)
     assert (result.done, result.problems) == (1, [])
     prepared, case = result.prepared, result.prepared.cases[0]
     assert case.name == "patient_20"
