@@ -28,7 +28,7 @@ _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _DERIVED = ("path", "masks")
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 _Text = Annotated[str, Field(min_length=1)]
-_MaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. +-]*$")]
+_MASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. +-]*")
 
 
 def _problem(message: str, *location: str | int) -> PydanticCustomError:
@@ -139,7 +139,7 @@ class Card(_Part):
     folders: list[_Text] = []
     files: Files
     labels: dict[Annotated[int, Field(ge=1, le=32767)], list[_Name]]
-    masks: tuple[_MaskName, ...] = ()
+    masks: tuple[str, ...] = ()
     annotated: Annotated[list[_Name], Field(min_length=1)]
     cases: dict[_Text, Override] = {}
     split_sides: bool = False
@@ -188,6 +188,13 @@ class Card(_Part):
                 "labels",
                 names[0],
             )
+        for name in names:
+            if not _MASK_NAME.fullmatch(name):
+                raise _problem(
+                    f"{name!r} cannot be the name of a mask; expected letters, digits, spaces and _ . + -",
+                    "labels",
+                    name,
+                )
         numbered = dict(enumerate(labels.values(), start=1))
         return {**content, "labels": numbered, "masks": tuple(names)}
 

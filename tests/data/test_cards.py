@@ -128,6 +128,38 @@ def test_an_unknown_card_names_those_that_are_there():
         ([("test: 0.25", "test: [img07]")], 17, "splits.test", "excluded as well"),
         ([("CC0-1.0", "CC0-1.0\nmodality: MR")], 6, "modality", "'CT'"),
         ([("CC0-1.0", "CC0-1.0\npath: x")], 6, "path", "no such field"),
+        ([("CC0-1.0", "CC0-1.0\nmasks: [liver]")], 6, "masks", "no such field"),
+        (
+            [('exclude: {img07: "moved"}', 'exclude: {"img0?": moved}'), ("0.25", "[img07]")],
+            17,
+            "splits.test",
+            "excluded",
+        ),
+        (
+            [("split_sides", "cases: {a: {annotated: [spleen]}}\nsplit_sides")],
+            15,
+            "cases.a.annotated",
+            "spleen is not listed",
+        ),
+        (
+            [("split_sides", "cases: {a: {annotated: []}}\nsplit_sides")],
+            15,
+            "cases.a.annotated",
+            "at least 1",
+        ),
+        (
+            [("split_sides", "cases: {a: {slices: [5, 2]}}\nsplit_sides")],
+            15,
+            "cases.a.slices",
+            r"found [5, 2]",
+        ),
+        (
+            [("split_sides", "cases: {a: {slices: [[1, 2], [3]]}}\nsplit_sides")],
+            15,
+            "cases.a.slices",
+            "found [3]",
+        ),
+        ([("split_sides", "cases: {a: {slice: [1, 2]}}\nsplit_sides")], 15, "cases.a.slice", "no such field"),
     ],
 )
 def test_an_error_names_file_line_and_field(write_card, replacements, line, field, words):
@@ -262,3 +294,80 @@ def test_a_card_of_ones_own_needs_little(tmp_path):
     card = read_card(path)
     assert card.labels == {1: ["liver"]}
     assert (card.splits.seed, card.splits.test) == (0, 0.2)
+
+
+MASKS = [
+    ("  1: liver\n", "  liver: liver\n"),
+    ("  2: [left", "  kidneys: [left"),
+    ("  3: background", "  stomach: background"),
+    ("  9: ignore", "  unsure: ignore"),
+]
+
+
+def test_names_of_masks_stand_for_values_in_the_order_of_the_card(write_card):
+    card = read_card(write_card(*MASKS))
+    assert card.masks == ("liver", "kidneys", "stomach", "unsure")
+    assert card.labels == {1: ["liver"], 2: ["left_kidney", "right_kidney"], 3: ["background"], 4: ["ignore"]}
+    assert [card.describe_value(value) for value in (1, 4)] == ["liver", "unsure"]
+    assert read_card(write_card()).masks == ()
+    assert read_card(write_card()).describe_value(9) == "9"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "words"),
+    [
+        (
+            "kidneys: [left_kidney",
+            "kidneys: [spleen",
+            11,
+            "labels.kidneys",
+            "kidneys is spleen, which is not",
+        ),
+        ("kidneys: [left_kidney", "kidneys: [ignore", 11, "labels.kidneys", "stand alone"),
+        ("stomach: background", "stomach: [1, 2]", 12, "labels.stomach.0", "string"),
+        ("  stomach: background", "  ../stomach: background", 12, "labels.../stomach", "expected letters"),
+        ("  stomach: background", "  3: background", 10, "labels.liver", "other keys are values"),
+    ],
+)
+def test_an_error_about_a_mask_names_it(write_card, old, new, line, field, words):
+    path = write_card(*MASKS, (old, new))
+    with pytest.raises(DataError) as error:
+        read_card(path)
+    assert str(error.value).startswith(f"{path}: line {line}, `{field}`: ")
+    assert words in str(error.value)
+
+
+def test_one_case_may_differ_from_its_dataset(write_card):
+    cases = "cases: {img03: {annotated: [liver], slices: [2, 9]}, img04: {slices: [[0, 3], [7, 7]]}}"
+    card = read_card(write_card(("split_sides", f"{cases}\nsplit_sides")))
+    assert card.annotated_in("img03") == ("liver",)
+    assert card.annotated_in("img04") == card.annotated_in("img05") == card.organs
+    assert card.slices_in("img03") == ((2, 9),)
+    assert card.slices_in("img04") == ((0, 3), (7, 7))
+    assert card.slices_in("img05") is None
+
+
+def test_cases_may_be_left_out_by_a_pattern(write_card, tmp_path):
+    card = read_card(write_card(('{img07: "moved"}', '{"img0[5-9]": MRI, img11: moved}')))
+    assert (card.why_excluded("img06"), card.why_excluded("img11"), card.why_excluded("img04")) == (
+        "MRI",
+        "moved",
+        None,
+    )
+    for number in ("04", "06", "11"):
+        _touch(tmp_path, f"toy_data/img/img{number}.nii.gz", f"toy_data/label/label{number}.nii.gz")
+    assert [case.name for case in find_cases(card, tmp_path)] == ["img04"]
+
+
+def test_image_and_label_may_be_folders(write_card, tmp_path):
+    files = 'files: {image: "CT/*/DICOM", label: "CT/*/Ground", series: "*portal*"}'
+    card = read_card(write_card(('files: {image: "img/img*.nii.gz", label: "label/label*.nii.gz"}', files)))
+    _touch(tmp_path, "toy_data/CT/7/DICOM/1.dcm", "toy_data/CT/7/Ground/1.png", "toy_data/CT/8/DICOM/1.dcm")
+    first, second = find_cases(card, tmp_path)
+    root = tmp_path / "toy_data" / "CT"
+    assert (first.name, first.image, first.label) == ("7", root / "7" / "DICOM", root / "7" / "Ground")
+    assert (second.name, second.label) == (
+        "8",
+        root / "8" / "Ground",
+    )  # not there: reading it gives the error
+    assert card.files.series == "*portal*"

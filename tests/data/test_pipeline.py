@@ -1,5 +1,7 @@
 """The `tf.data` pipeline against crops made by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,6 +49,29 @@ def prepared(tmp_path):
     prepared = Prepared(tmp_path, CLASSES, (3.0, 1.5, 1.5), datasets, tuple(cases))
     write_manifest(prepared)
     return prepared
+
+
+def test_a_case_with_fewer_annotated_organs_has_a_background_of_its_own(tmp_path):
+    label = np.zeros((4, 4, 4), int)
+    label[1, 1, 1] = 1
+    few = dataclasses.replace(
+        write_case(tmp_path, "full", "few", np.zeros((4, 4, 4)), label), annotated=("liver", "left_kidney")
+    )
+    usual = write_case(tmp_path, "full", "usual", np.zeros((4, 4, 4)), label)
+    datasets = {"full": Dataset("full", CLASSES[1:], TABLES["full"])}
+    prepared = Prepared(tmp_path, CLASSES, (3.0, 1.5, 1.5), datasets, (few, usual))
+    write_manifest(prepared)
+    config = PatchConfig(patch_size=(4, 4, 4), batch_size=2, batches_per_epoch=2)
+    plan = PatchPlan(prepared, config)
+    seen = set()
+    for index, (_, sets) in enumerate(patches(tmp_path, config).take(2)):
+        for draw, one in zip(plan.batch(index), sets.numpy(), strict=True):
+            seen.add(draw.case.name)
+            assert one[0, 0, 0].tolist() == ([1, 0, 0, 1] if draw.case.name == "few" else [1, 0, 0, 0])
+            assert one[1, 1, 1].tolist() == [0, 1, 0, 0]
+    assert seen == {"few", "usual"}
+    _, sets = fixed_patches(prepared, "full", "train", 2, (4, 4, 4))
+    assert sorted(one[0, 0, 0].tolist() for one in sets) == [[1, 0, 0, 0], [1, 0, 0, 1]]
 
 
 CONFIG = PatchConfig(patch_size=(7, 6, 8), batch_size=3, batches_per_epoch=4, seed=5)
