@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from partialseg.data.cards import read_card
+from partialseg.data.cards import Override, read_card
 from partialseg.evaluation import evaluate, read_scores
 from partialseg.evaluation.tables import COLUMNS
 
@@ -215,3 +215,23 @@ def test_no_predictions_or_no_cases_stop_at_once(liver_truth):
         evaluate(liver_truth, liver_truth / "raw", read_card("msd_spleen"), liver_truth / "scores")
     with pytest.raises(ValueError, match="no such file of scores"):
         read_scores(liver_truth / "nothing.csv")
+
+
+def test_a_case_is_scored_over_what_is_annotated_in_it(tmp_path):
+    truth = box(2, 2, 1, value=1) + box(7, 7, 1, value=6)  # spleen and liver, in slices 1 to 3
+    for name in ("usual", "few", "part"):
+        save(tmp_path / f"raw/btcv/img/img{name}.nii.gz", np.zeros(truth.shape, np.int16))
+        save(tmp_path / f"raw/btcv/label/label{name}.nii.gz", truth)
+        # Without the spleen, and with a liver that goes on into slices 4 and 5.
+        predicted = box(7, 7, 1) + box(7, 7, 4)[..., :8]
+        save(tmp_path / f"predictions/img{name}.nii.gz", predicted)
+    card = read_card("btcv").model_copy(
+        update={"cases": {"imgfew": Override(annotated=["liver"]), "imgpart": Override(slices=[[0, 3]])}}
+    )
+    result = evaluate(tmp_path / "predictions", tmp_path / "raw", card, tmp_path / "scores")
+    assert not result.problems
+    scores = result.scores.set_index(["case", "organ"])["dice"]
+    assert scores["imgusual"][["liver", "spleen"]].tolist() == [pytest.approx(2 * 27 / (27 + 54)), 0]
+    assert scores["imgfew"].index.tolist() == ["liver"]
+    assert scores["imgpart"]["liver"] == 1
+    assert scores["imgpart"]["spleen"] == 0
