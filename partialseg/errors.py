@@ -21,7 +21,7 @@ class DataError(ValueError):
     """
 
     def __init__(self, path: str | os.PathLike[str], problem: str, remedy: str) -> None:
-        self.path = os.fspath(path)
+        self.path = str(path)
         self.problem = " ".join(problem.split())
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.path}: {self.problem}; {self.remedy}")

@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written is ever seen: to a temporary name first, then renamed."""
+"""Writing so that nothing half-written is ever seen: to a temporary name first, then renamed (or uploaded)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,32 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from partialseg.storage import is_remote, path_or_url, upload
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block ends without an exception.
+def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path; it becomes `path` if the block ends without an exception.
 
     The temporary name keeps the suffixes of `path` (`.nii.gz` matters to nibabel) and may be made a file or
     a folder. On an exception it is removed and `path` is as it was.
+
+    Locally the temporary path lies beside `path` and is renamed. For a URL it lies in the machine's folder for
+    temporary files and is uploaded: a file at once, a folder file by file, since an object store cannot rename.
+
+    Args:
+        path: Where it shall be.
+        last: Of a folder at a URL, the file by which readers know that it is whole; it is deleted first and
+            uploaded last.
 
     Example:
         >>> import tempfile
@@ -27,7 +41,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> [entry.name for entry in folder.iterdir()]
         ['note.txt']
     """
-    path = Path(path)
+    path = path_or_url(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="partialseg-") as folder:
+            yield Path(folder) / path.name
+            upload(Path(folder) / path.name, path, last)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".partial-{token}-{path.name}")
@@ -45,12 +64,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` (UTF-8) to `path` atomically."""
+def write_text(path: str | os.PathLike[str] | UPath, text: str) -> None:
+    """Write `text` (UTF-8) to `path` (or URL) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically."""
+def write_json(path: str | os.PathLike[str] | UPath, value: Any) -> None:
+    """Write `value` as indented JSON to `path` (or URL) atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "partialseg"
 
 #: A module may import from its own row and from rows above.
 LAYERS = (
-    ("errors", "files", "progress", "machine", "parallel", "dask_cluster", "lazy", "_environment"),
+    (
+        *("errors", "storage", "files", "arrays", "progress"),
+        *("machine", "parallel", "dask_cluster", "lazy", "_environment"),
+    ),
     ("data",),
     ("losses",),
     ("models",),

@@ -1,9 +1,12 @@
+import json
 import pickle
+import uuid
 
 import pytest
 
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json, write_text
+from partialseg.storage import path_or_url
 
 
 def fail(action):
@@ -45,6 +48,22 @@ def test_a_failed_folder_leaves_the_one_before(tmp_path):
         fail(temporary.mkdir)
     assert names(tmp_path) == ["folder"]
     assert names(tmp_path / "folder") == ["kept"]
+
+
+def test_a_url_is_written_when_the_block_has_ended_well():
+    place = path_or_url(f"memory://{uuid.uuid4().hex}")
+    with pytest.raises(RuntimeError), atomic_path(place / "a.json") as temporary:
+        fail(lambda: temporary.write_text("half"))
+    assert not (place / "a.json").exists()
+    write_json(place / "a.json", {"written": 1})
+    assert json.loads((place / "a.json").read_text()) == {"written": 1}
+    with atomic_path(place / "case", last="case.json") as temporary:
+        temporary.mkdir()
+        for name in ("case.json", "image.npy"):
+            (temporary / name).write_text(name)
+    assert (place / "case" / "image.npy").read_text() == "image.npy"
+    assert (place / "case" / "case.json").read_text() == "case.json"
+    assert not temporary.exists()
 
 
 def test_temporary_names_keep_the_suffixes(tmp_path):
