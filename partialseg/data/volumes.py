@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import logging
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.dicom import read_series
+from partialseg.data.itk_files import ITK_SUFFIXES, read_itk
+from partialseg.data.nifti import NIFTI_SUFFIXES, read_nifti
+from partialseg.data.voxel_files import StoredVoxels
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 
-#: Cosine between two axes above which an affine counts as sheared; rounding in headers stays below it.
-SHEAR_TOLERANCE = 1e-3
+#: How the names of volumes that can be read end.
+SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 #: How far a float label may be from a whole number; scale factors in headers stay below it.
 WHOLE_TOLERANCE = 1e-4
-
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+#: Rows that are brought into canonical axes at a time: they stay in the processor's cache, which makes it eight
+#: times as fast where the file's slices come first, and no volume is ever held as float64.
+_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Source:
         affine: 4 x 4, of the file's own axes, to world millimetres (RAS+).
         orientation: `(3, 2)`, as in `nibabel.orientations`: for each of the file's axes the canonical axis
             and 1 or -1.
-        header: The NIfTI header; None for DICOM, whose label maps are written in canonical axes.
+        header: The NIfTI header; None for other formats, whose label maps get a new one.
     """
 
     path: Path
@@ -55,11 +53,13 @@ class Volume:
         array: `(depth, height, width)` = (z, y, x) in RAS+, C-contiguous.
         affine: 4 x 4, world position in mm (RAS+) of the voxel index `(x, y, z)` of `array`.
         source: Where it came from.
+        notes: What is odd about the file and kept nobody from reading it, such as sform and qform at odds.
     """
 
     array: np.ndarray
     affine: np.ndarray
     source: Source
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -68,42 +68,50 @@ class Volume:
         return z, y, x
 
 
-def read_image(path: str | Path) -> Volume:
+def read_image(path: str | Path, series: str | None = None) -> Volume:
     """Read a CT scan.
 
     Args:
-        path: A NIfTI file (`.nii`, `.nii.gz`, any axis order), or a folder with the slices of a DICOM series.
+        path: A NIfTI (`.nii`, `.nii.gz`), NRRD (`.nrrd`) or MetaImage (`.mha`, `.mhd`) file with any axis order,
+            or a folder with the slices of a DICOM series.
+        series: Where the folder holds several DICOM series, a pattern of the description (or the UID) of the one
+            to take.
 
     Returns:
         A volume whose array is float32 HU.
 
     Raises:
-        DataError: If the file is missing or damaged, is not 3D, has an axis of size 0, an unusable affine, or
-            voxels that are NaN or infinite.
+        DataError: If the file is missing or damaged, claims more than it can hold or more than 2^30 voxels, is
+            not 3D, has an axis of size 0, an unusable affine, or voxels that are NaN or infinite.
     """
     path = Path(path)
     if path.is_dir():
-        array, affine = read_series(path)
-        volume = _canonical(array, affine, path, None)
+        array, affine = read_series(path) if series is None else read_series(path, series)
+        canonical = _fill_canonical(StoredVoxels(array, affine), np.float32)
+        volume = _volume(StoredVoxels(array, affine), canonical, path)
         orientation = np.array([[0, 1], [1, 1], [2, 1]])
-        source = Source(path, volume.array.shape[::-1], volume.affine, orientation)
-        return Volume(volume.array, volume.affine, source)
-    image, array = _load(path, np.float32)
-    not_finite = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if not_finite:
-        raise DataError(
-            path,
-            f"{not_finite} of {array.size} voxels are NaN or infinite, expected HU",
-            "replace them (air is -1000 HU) or list the case under `exclude:` in the card",
+        return Volume(
+            canonical, volume.affine, Source(path, canonical.shape[::-1], volume.affine, orientation)
         )
-    return _canonical(array, image.affine, path, image.header)
+    stored = _read_file(path)
+    array = _fill_canonical(stored, np.float32)
+    # Whole numbers of up to 8 bytes stay finite unless they are scaled.
+    if stored.array.dtype.kind == "f" or (stored.slope, stored.intercept) != (1, 0):
+        not_finite = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in array)
+        if not_finite:
+            raise DataError(
+                path,
+                f"{not_finite} of {array.size} voxels are NaN or infinite, expected HU",
+                "replace them (air is -1000 HU) or list the case under `exclude:` in the card",
+            )
+    return _volume(stored, array, path)
 
 
 def read_label(path: str | Path) -> Volume:
     """Read a label map.
 
     Args:
-        path: A NIfTI file (`.nii`, `.nii.gz`, any axis order).
+        path: A NIfTI, NRRD or MetaImage file; see `read_image`.
 
     Returns:
         A volume whose array is uint8, or int16 where a value is above 255; whole numbers from 0.
@@ -112,9 +120,15 @@ def read_label(path: str | Path) -> Volume:
         DataError: As for `read_image`; and if a value is not a whole number, negative or above 32767.
     """
     path = Path(path)
-    image, array = _load(path, None)
-    array = _whole_numbers(array, path)
-    return _canonical(array, image.affine, path, image.header)
+    if path.is_dir():
+        raise DataError(
+            path,
+            "is a folder, expected one file with the label map",
+            "if it holds one mask for each organ, give their names under `labels:` in the card",
+        )
+    stored = _read_file(path)
+    high = _check_whole_numbers(stored, path)
+    return _volume(stored, _fill_canonical(stored, np.uint8 if high <= 255 else np.int16), path)
 
 
 def to_source_axes(array: np.ndarray, volume: Volume) -> np.ndarray:
@@ -142,7 +156,7 @@ def to_source_axes(array: np.ndarray, volume: Volume) -> np.ndarray:
 def write_label_map(path: str | Path, labels: np.ndarray, like: Volume) -> None:
     """Write a label map in the geometry of the file that `like` was read from.
 
-    Shape, axis order, affine, qform and sform with their codes are that file's.
+    Shape, axis order and affine are that file's, of NIfTI also qform and sform with their codes.
 
     Args:
         path: A `.nii.gz` or `.nii` file; written atomically.
@@ -150,137 +164,93 @@ def write_label_map(path: str | Path, labels: np.ndarray, like: Volume) -> None:
         like: The volume whose geometry to take.
     """
     array = to_source_axes(labels, like)
-    header = like.source.header.copy() if like.source.header is not None else nib.Nifti1Header()
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"], header["cal_max"], header["descrip"] = 0, 0, b"partialseg label map"
-    header.extensions.clear()  # they may hold what DICOM said about the patient
-    # nibabel keeps qform, sform and their codes where the affine is the header's own.
-    image = nib.Nifti1Image(array, like.source.affine, header)
+    header = like.source.header
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(array, like.source.affine, header, dtype=array.dtype)
+    if header is None:
+        for set_form in (image.set_sform, image.set_qform):
+            set_form(like.source.affine, "scanner")
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"], image.header["cal_max"] = 0, 0
+    image.header["descrip"] = b"partialseg label map"
+    image.header.extensions.clear()  # they may hold what DICOM said about the patient
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 
 
-def _load(path: Path, dtype: type[np.floating] | None) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """Read and check a NIfTI file: its header, and its voxels as `dtype` (None: as in the file), three axes."""
-    if not path.is_file():
+def _read_file(path: Path) -> StoredVoxels:
+    """A volume by the suffix of its file."""
+    name = path.name.lower()
+    if name.endswith(NIFTI_SUFFIXES):
+        return read_nifti(path)
+    if name.endswith(ITK_SUFFIXES):
+        return read_itk(path)
+    if not path.exists():
         raise DataError(
             path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
         )
-    try:
-        with _quiet_nibabel():
-            image, array = _read(path, dtype)
-    except DataError:
-        raise
-    except _DAMAGED as error:
-        raise DataError(
-            path, f"cannot be read as NIfTI, or is cut short ({error})", "download or convert it again"
-        ) from error
-    return image, array.reshape(array.shape[:3])
+    raise DataError(
+        path,
+        f"is of a format that is not read; expected {', '.join(SUFFIXES)} or a folder of DICOM slices",
+        "convert it to .nii.gz",
+    )
 
 
-@contextlib.contextmanager
-def _quiet_nibabel() -> Iterator[None]:
-    """Keep nibabel from printing what it thinks of a strange header: one line for each problem is enough."""
-    logger = nib.imageglobals.logger
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _parts(stored: StoredVoxels) -> Iterator[tuple[slice, np.ndarray]]:
+    """A few canonical rows (of axis 1) at a time, scaled: exact in float64 where anything is to be scaled."""
+    canonical = nib.apply_orientation(stored.array, nib.io_orientation(stored.affine)).T
+    scaled = (stored.slope, stored.intercept) != (1, 0)
+    for start in range(0, canonical.shape[1], _ROWS):
+        rows = slice(start, start + _ROWS)
+        part = canonical[:, rows]
+        yield rows, part * np.float64(stored.slope) + np.float64(stored.intercept) if scaled else part
 
 
-def _read(path: Path, dtype: type[np.floating] | None) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """The image and its voxels."""
-    kind = type(nib.load(path))
-    if not issubclass(kind, nib.Nifti1Image):
-        raise DataError(path, f"is {kind.__name__}, expected NIfTI in one file", "convert it to .nii.gz")
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
-        image = kind.from_stream(stream)
-        _check_header(image, path)
-        array = np.asanyarray(image.dataobj, dtype=dtype)
-        # gzip compares its checksum when it comes to the end, and nibabel stops before.
-        while stream.read(1 << 20):
-            pass
-    return image, array
+def _fill_canonical(stored: StoredVoxels, dtype: type[np.generic]) -> np.ndarray:
+    """The voxels in canonical axes, `(z, y, x)` in RAS+; rounded where `dtype` is of whole numbers."""
+    array = np.empty(_canonical_shape(stored), dtype=dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite here is reported by the caller
+        for rows, part in _parts(stored):
+            is_rounded = array.dtype.kind != "f" and part.dtype.kind == "f"
+            array[:, rows] = np.rint(part) if is_rounded else part
+    return array
 
 
-def _check_header(image: nib.Nifti1Image, path: Path) -> None:
-    """Refuse what cannot be a scan or a label map with a place in the world."""
-    shape, dtype = image.shape, image.get_data_dtype()
-    if 0 in shape:
-        raise DataError(path, f"has an axis of size 0 (shape {shape})", "convert or download the file again")
-    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
-        raise DataError(path, f"has shape {shape}, expected three axes", "keep one 3D volume of it")
-    if dtype.kind not in "iuf":
-        raise DataError(path, f"holds {dtype} voxels, expected numbers", "convert it to int16 or float32")
-    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
+def _canonical_shape(stored: StoredVoxels) -> tuple[int, int, int]:
+    order = nib.io_orientation(stored.affine)[:, 0].argsort()[::-1]
+    z, y, x = (stored.array.shape[axis] for axis in order)
+    return z, y, x
+
+
+def _check_whole_numbers(stored: StoredVoxels, path: Path) -> float:
+    """The largest label value, after checking that all are whole numbers from 0 to 32767."""
+    low, high, wrong, first = np.inf, -np.inf, 0, None
+    for _, part in _parts(stored):
+        if part.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN, and NaN is wrong too
+                is_wrong = ~(np.abs(part - np.rint(part)) <= WHOLE_TOLERANCE)
+            if is_wrong.any():
+                wrong += np.count_nonzero(is_wrong)
+                first = part[is_wrong][0] if first is None else first
+        low, high = min(low, part.min()), max(high, part.max())
+    if wrong:
         raise DataError(
             path,
-            "has neither sform nor qform, so left and right are not known",
-            "convert it again with its orientation",
+            f"{wrong} voxels are not whole numbers, the first is {first:g}",
+            "save the label map as whole numbers (resample labels by nearest neighbour)",
         )
-    _check_affine(image.affine, path)
-
-
-def _check_affine(affine: np.ndarray, path: Path) -> None:
-    """Refuse affines that do not say where voxels are, and sheared ones, which no flip makes canonical."""
-    if not np.isfinite(affine).all():
-        raise DataError(path, "its affine holds NaN or infinite numbers", "convert the file again")
-    sizes = nib.affines.voxel_sizes(affine)
-    if (sizes < 1e-6).any():
-        shown = " x ".join(f"{size:g}" for size in sizes)
-        raise DataError(
-            path, f"its voxels measure {shown} mm, expected sizes above 0", "convert the file again"
-        )
-    directions = affine[:3, :3] / sizes
-    cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
-    if cosine > SHEAR_TOLERANCE:
-        angle = 90 - np.degrees(np.arccos(min(cosine, 1.0)))
-        raise DataError(
-            path,
-            f"its axes are {angle:.2f} degrees off the right angle (sheared)",
-            "resample it to an upright grid",
-        )
-
-
-def _whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    """The label values as uint8 or int16."""
-    if array.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN, and NaN is wrong too
-            wrong = ~(np.abs(array - np.round(array)) <= WHOLE_TOLERANCE)
-        if wrong.any():
-            raise DataError(
-                path,
-                f"{np.count_nonzero(wrong)} voxels are not whole numbers, the first is {array[wrong][0]:g}",
-                "save the label map as whole numbers (resample labels by nearest neighbour)",
-            )
-        array = np.round(array)
-    low, high = array.min(), array.max()
+    low, high = np.rint(low), np.rint(high)
     if low < 0 or high > np.iinfo(np.int16).max:
         raise DataError(
             path, f"holds values {low:g} to {high:g}, expected 0 to 32767", "give organs small numbers"
         )
-    return array.astype(np.uint8 if high <= 255 else np.int16, copy=False)
+    return float(high)
 
 
-def _canonical(array: np.ndarray, affine: np.ndarray, path: Path, header: nib.Nifti1Header | None) -> Volume:
-    """Flip and transpose `array`, in NIfTI axes, to (z, y, x) in RAS+."""
-    orientation = nib.io_orientation(affine)
-    canonical = nib.apply_orientation(array, orientation)
-    new_affine = affine @ nib.orientations.inv_ornt_aff(orientation, array.shape)
-    source = Source(
-        path, array.shape, np.array(affine), orientation, header.copy() if header is not None else None
-    )
-    return Volume(_contiguous(canonical.T), new_affine, source)
-
-
-def _contiguous(view: np.ndarray) -> np.ndarray:
-    """A C-contiguous copy. A few rows at a time is eight times faster where the file's slices come first."""
-    if view.flags.c_contiguous:
-        return view
-    copy = np.empty(view.shape, dtype=view.dtype)
-    for start in range(0, view.shape[1], 8):
-        copy[:, start : start + 8] = view[:, start : start + 8]
-    return copy
+def _volume(stored: StoredVoxels, array: np.ndarray, path: Path) -> Volume:
+    """A volume of canonical voxels, which knows the way back."""
+    orientation = nib.io_orientation(stored.affine)
+    shape = stored.array.shape
+    affine = stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+    source = Source(path, shape, np.array(stored.affine), orientation, stored.header)
+    return Volume(array, affine, source, stored.notes)

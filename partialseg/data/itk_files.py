@@ -1,0 +1,280 @@
+"""NRRD and MetaImage files, read by SimpleITK.
+
+Their headers are text, and are looked at here first: SimpleITK fills in axes, sizes and origins that are not
+there, follows the name of a data file anywhere, ignores a slope, and where compressed voxels of a MetaImage are
+damaged it prints a line and returns whatever was in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import BinaryIO
+
+import numpy as np
+
+from partialseg.data.voxel_files import (
+    MAX_TAIL_BYTES,
+    StoredVoxels,
+    check_affine,
+    check_dtype,
+    check_shape,
+    check_stored_bytes,
+)
+from partialseg.errors import DataError
+
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+
+_MAX_HEADER_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The spaces of an NRRD that say where left is.
+_NRRD_SPACES = {
+    "left-posterior-superior",
+    "right-anterior-superior",
+    "left-anterior-superior",
+    "lps",
+    "ras",
+    "las",
+}
+_DOWNLOAD, _CONVERT = "download or convert it again", "convert it to .nii.gz"
+_PIXEL_TYPE = re.compile(r"(?:vector of )?(\d+)-bit (float|signed integer|unsigned integer)")
+_KINDS = {"float": "f", "signed integer": "i", "unsigned integer": "u"}
+
+
+@dataclass(frozen=True)
+class _Payload:
+    """Where the voxels of a file lie.
+
+    Attributes:
+        path: The file that holds them.
+        start: Its first byte that may be theirs.
+        encoding: "raw", "gzip" (NRRD) or "zlib" (MetaImage).
+    """
+
+    path: Path
+    start: int
+    encoding: str
+
+
+def read_itk(path: Path) -> StoredVoxels:
+    """Read an NRRD (`.nrrd`) or a MetaImage (`.mha`; `.mhd` with its data file beside it).
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its voxels as stored; the affine turned from LPS, as these formats have it, to RAS.
+
+    Raises:
+        DataError: If it is missing, damaged or not of its format, names a data file outside of its folder,
+            claims more voxels than its file can hold, or does not say how its axes lie; if SimpleITK is not
+            installed.
+    """
+    if not path.is_file():
+        raise DataError(
+            path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
+        )
+    is_nrrd = path.name.lower().endswith(".nrrd")
+    fields, start = _read_fields(path, is_nrrd)
+    payload = (_check_nrrd if is_nrrd else _check_meta_image)(fields, start, path)
+    simpleitk = _simpleitk(path)
+    reader = simpleitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if is_nrrd else "MetaImageIO")
+    reader.SetFileName(str(path))
+    try:
+        with _quiet_itk(simpleitk):
+            reader.ReadImageInformation()
+            shape, affine = _check_header(simpleitk, reader, fields, payload, path)
+            array = simpleitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[-1].rpartition("[nrrd]")[2] if is_nrrd else "by SimpleITK"
+        raise DataError(path, f"cannot be read, or is cut short ({reason.strip()})", _DOWNLOAD) from error
+    return StoredVoxels(array.reshape(shape[::-1]).T, affine)
+
+
+def _simpleitk(path: Path) -> ModuleType:
+    """SimpleITK, which not everybody needs."""
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise DataError(
+            path, "is read by SimpleITK, which is not installed", 'run: pip install "partialseg[itk]"'
+        ) from error
+    return SimpleITK
+
+
+@contextlib.contextmanager
+def _quiet_itk(simpleitk: ModuleType) -> Iterator[None]:
+    """Keep ITK, and the C libraries under it that know no other way, from printing to standard error."""
+    shown = simpleitk.ProcessObject.GetGlobalWarningDisplay()
+    simpleitk.ProcessObject.SetGlobalWarningDisplay(False)
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        simpleitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _read_fields(path: Path, is_nrrd: bool) -> tuple[dict[str, str], int]:
+    """The fields of a text header, names in lower case, and the first byte after it."""
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        if is_nrrd and not file.readline(_MAX_HEADER_BYTES).startswith(b"NRRD000"):
+            raise DataError(path, "cannot be read as NRRD (it has no such header)", _DOWNLOAD)
+        while file.tell() < _MAX_HEADER_BYTES:
+            line = file.readline(_MAX_HEADER_BYTES).decode("latin-1")
+            name, separator, value = line.partition(":" if is_nrrd else "=")
+            if is_nrrd and not line.strip():  # the voxels follow, or are missing
+                return fields, file.tell()
+            if is_nrrd and (line.startswith("#") or value.startswith("=")):  # a comment, a key with its value
+                continue
+            if not separator:
+                break
+            fields[name.strip().lower()] = value.strip()
+            if not is_nrrd and name.strip() == "ElementDataFile":
+                return fields, file.tell()
+    kind = "NRRD" if is_nrrd else "MetaImage"
+    raise DataError(path, f"cannot be read as {kind} (its header has no end)", _DOWNLOAD)
+
+
+def _check_nrrd(fields: dict[str, str], start: int, path: Path) -> _Payload:
+    """Refuse what SimpleITK would guess at."""
+    if "data file" in fields or "datafile" in fields:
+        raise DataError(path, "names another file for its voxels, expected one file", "save it as one .nrrd")
+    encoding = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(fields.get("encoding", "").lower())
+    if encoding is None:
+        found = fields.get("encoding", "missing")
+        raise DataError(path, f"its encoding is {found}, expected raw or gzip", _CONVERT)
+    space = fields.get("space", "missing")
+    if space.lower() not in _NRRD_SPACES or "space directions" not in fields:
+        raise DataError(
+            path,
+            f"does not say how its axes lie (space: {space}, space directions: "
+            f"{fields.get('space directions', 'missing')}), so left and right are not known",
+            "convert it again with its orientation",
+        )
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "", "???"}
+    if units:
+        raise DataError(path, f"its lengths are in {', '.join(sorted(units))}, expected mm", _CONVERT)
+    return _Payload(path, start, encoding)
+
+
+def _check_meta_image(fields: dict[str, str], start: int, path: Path) -> _Payload:
+    """Refuse what SimpleITK would guess at, and data files elsewhere."""
+    if not {"transformmatrix", "rotation", "orientation"} & fields.keys():
+        raise DataError(
+            path,
+            "has no TransformMatrix, so left and right are not known",
+            "convert it again with its orientation",
+        )
+    if not {"elementspacing", "elementsize"} & fields.keys():
+        raise DataError(path, "has no ElementSpacing, so its voxel size is not known", "convert it again")
+    for name, usual in (("elementtointensityfunctionslope", 1), ("elementtointensityfunctionoffset", 0)):
+        if _number(fields.get(name, str(usual)), path) != usual:
+            raise DataError(path, f"has {name} {fields[name]}, expected {usual}", "save the true values")
+    named = fields["elementdatafile"]
+    data = path
+    if named.upper() != "LOCAL":
+        data, start = _data_file(named, path), 0
+    if fields.get("compresseddata", "").lower()[:1] not in ("t", "1"):
+        return _Payload(data, start, "raw")
+    size = _number(fields.get("compresseddatasize", "nan"), path)
+    stored = data.stat().st_size - start
+    if not 0 < size <= stored:
+        raise DataError(
+            path,
+            f"its header says that {fields.get('compresseddatasize', 'no number of')} bytes are compressed voxels, "
+            f"{data.name} holds {stored}",
+            _DOWNLOAD,
+        )
+    return _Payload(data, start, "zlib")
+
+
+def _number(text: str, path: Path) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(path, f"its header has {text!r}, expected a number", _DOWNLOAD) from None
+
+
+def _data_file(named: str, path: Path) -> Path:
+    """The file that a MetaImage header names; it must be in the same folder or below."""
+    parts = PurePosixPath(named.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", named):
+        raise DataError(
+            path, f"its voxels are said to be in {named}, outside of its folder", "put both into one folder"
+        )
+    if named.upper().startswith("LIST") or "%" in named:
+        raise DataError(path, f"its voxels are in several files ({named}), expected one", _CONVERT)
+    data = path.parent / parts
+    if not data.is_file():
+        raise DataError(path, f"its voxels are said to be in {named}, which is not there", "put it beside it")
+    return data
+
+
+def _check_header(
+    simpleitk: ModuleType, reader: object, fields: dict[str, str], payload: _Payload, path: Path
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of what SimpleITK is about to read, and that the file can hold it."""
+    shape = check_shape(reader.GetSize(), path)
+    channels = reader.GetNumberOfComponents()
+    if channels != 1:
+        raise DataError(path, f"holds {channels} numbers in each voxel, expected one", "keep one of them")
+    pixel_type = simpleitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
+    found = _PIXEL_TYPE.fullmatch(pixel_type)
+    if not found:
+        raise DataError(path, f"holds {pixel_type} voxels, expected numbers", _CONVERT)
+    dtype = np.dtype(f"{_KINDS[found[2]]}{int(found[1]) // 8}")
+    check_dtype(dtype, path)
+    promised = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    stored = payload.path.stat().st_size - payload.start
+    check_stored_bytes(promised, stored, payload.encoding != "raw", path)
+    if payload.encoding == "zlib":
+        with payload.path.open("rb") as file:
+            file.seek(payload.start)
+            _check_inflates(file, int(fields["compresseddatasize"]), promised, path)
+    affine = np.eye(4)
+    dimension = reader.GetDimension()
+    direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
+    affine[:3, :3] = direction * np.array(reader.GetSpacing()[:3])
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    affine = _LPS_TO_RAS @ affine
+    check_affine(affine, path)
+    return shape, affine
+
+
+def _check_inflates(file: BinaryIO, num_bytes: int, promised: int, path: Path) -> None:
+    """Decompress without keeping anything: damaged voxels are an error, and more than promised, too."""
+    inflater = zlib.decompressobj(47)  # of zlib or gzip
+    left, done = num_bytes, 0
+    try:
+        while not inflater.eof and done <= promised + MAX_TAIL_BYTES:
+            chunk = inflater.unconsumed_tail or file.read(min(_CHUNK_BYTES, left))
+            if not chunk:
+                done += len(inflater.flush())
+                break
+            if not inflater.unconsumed_tail:
+                left -= len(chunk)
+            done += len(inflater.decompress(chunk, _CHUNK_BYTES))
+    except zlib.error as error:
+        raise DataError(path, f"its compressed voxels are damaged ({error})", "download it again") from error
+    if done != promised or not inflater.eof:
+        raise DataError(
+            path,
+            f"its compressed voxels hold {done} bytes{' or more' * (done > promised)}, "
+            f"its header promises {promised}",
+            "download it again",
+        )

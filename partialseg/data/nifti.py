@@ -1,0 +1,272 @@
+"""NIfTI files, whose headers are not believed before they are checked.
+
+nibabel says what a header means. The voxels are read here, so that no more memory is taken and no more is
+decompressed than a header promises that the file can keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from partialseg.data.voxel_files import (
+    MAX_TAIL_BYTES,
+    StoredVoxels,
+    check_affine,
+    check_dtype,
+    check_shape,
+    check_stored_bytes,
+)
+from partialseg.errors import DataError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+#: Extensions of a header stay below; voxels that are said to start later do not.
+MAX_HEADER_BYTES = 1 << 26
+#: How far sform and qform may place the first voxel from one another, and any voxel, in parts of the smallest
+#: voxel size. The quaternion of a qform has six digits, which turns a scan by up to 0.001 about its origin.
+ORIGIN_TOLERANCE, CORNER_TOLERANCE = 0.1, 1.0
+
+_DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_CHUNK_BYTES = 1 << 20
+
+
+def read_nifti(path: Path) -> StoredVoxels:
+    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, whatever its name says.
+
+    Of a gzipped file no more is decompressed than its header promises and `MAX_TAIL_BYTES`, so that a gzip bomb
+    is refused early. Extensions of the header are passed over.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its voxels as stored, and the header without extensions.
+
+    Raises:
+        DataError: If it is missing, damaged or not NIfTI; if its header promises what cannot be, or does not
+            say where the voxels lie.
+    """
+    if not path.is_file():
+        raise DataError(
+            path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
+        )
+    try:
+        with _quiet_nibabel(), _open(path) as (stream, compressed):
+            return _read(stream, compressed, path)
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        raise DataError(
+            path, f"cannot be read as NIfTI, or is cut short ({error})", "download or convert it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel from printing what it thinks of a strange header: one line for each problem is enough."""
+    logger = nib.imageglobals.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The file's content, and whether it is gzipped; its first bytes say so, its name may be wrong."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if compressed:
+            with gzip.GzipFile(fileobj=file, mode="rb") as stream:
+                yield stream, True
+        else:
+            yield file, False
+
+
+def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
+    """Header, then voxels, each checked before it costs memory."""
+    header, raw, start = _read_header(stream, path)
+    shape = check_shape(raw["dim"][1 : int(raw["dim"][0]) + 1], path)
+    dtype = header.get_data_dtype()
+    check_dtype(dtype, path)
+    _check_bits(raw, dtype, path)
+    slope, intercept = _scaling(raw, path)
+    affine, notes = _geometry(header, raw, shape, path)
+    offset = _voxel_offset(raw, header, path)
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    check_stored_bytes(offset + num_bytes, os.fstat(stream.fileno()).st_size, compressed, path)
+    _pass_extensions(stream, start, offset, header, path)
+    array = np.empty(shape, dtype=dtype, order="F")
+    _fill(stream, memoryview(array.reshape(-1, order="F").view(np.uint8)), path)
+    # To the end, since gzip compares its checksum there.
+    if len(stream.read(MAX_TAIL_BYTES + 1)) > MAX_TAIL_BYTES:
+        raise DataError(
+            path,
+            f"goes on after the {num_bytes} bytes of voxels that its header promises (shape {shape}, {dtype})",
+            "download or convert it again",
+        )
+    header["vox_offset"] = 0  # there are no extensions now
+    return StoredVoxels(array, affine, slope, intercept, header, notes)
+
+
+def _read_header(stream: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, nib.Nifti1Header, int]:
+    """The header with nibabel's corrections, the header as it is, and its length in bytes."""
+    block = stream.read(nib.Nifti1Header.sizeof_hdr)
+    kind = nib.Nifti1Header
+    if nib.Nifti2Header.may_contain_header(block + bytes(nib.Nifti2Header.sizeof_hdr - len(block))):
+        kind = nib.Nifti2Header
+        block += stream.read(kind.sizeof_hdr - len(block))
+    if len(block) < kind.sizeof_hdr or not kind.may_contain_header(block):
+        raise DataError(
+            path, "cannot be read as NIfTI (it has no such header)", "download or convert it again"
+        )
+    raw = kind(block, check=False)
+    if raw["magic"].item()[:2] != b"n+":
+        raise DataError(
+            path, "is half of a pair (.hdr, .img), expected NIfTI in one file", "convert it to .nii.gz"
+        )
+    if not 1 <= int(raw["dim"][0]) <= 7:
+        raise DataError(path, f"claims {raw['dim'][0]} axes, expected three", "download or convert it again")
+    return kind(block), raw, len(block)
+
+
+def _check_bits(raw: nib.Nifti1Header, dtype: np.dtype, path: Path) -> None:
+    """Bits a voxel are in the header twice; where they differ, nobody knows which is right."""
+    if int(raw["bitpix"]) != 8 * dtype.itemsize:
+        raise DataError(
+            path,
+            f"its header says {dtype} voxels and {raw['bitpix']} bits a voxel, expected {8 * dtype.itemsize}",
+            "download or convert it again",
+        )
+
+
+def _scaling(raw: nib.Nifti1Header, path: Path) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 means that nothing is scaled (NIfTI-1, nifti1.h)."""
+    slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if slope == 0:
+        return 1.0, 0.0
+    if not (np.isfinite(slope) and np.isfinite(intercept)):
+        raise DataError(
+            path,
+            f"its slope and intercept are {slope:g} and {intercept:g}, expected finite numbers",
+            "convert it again; if the stored values are the true ones, set them to 1 and 0",
+        )
+    return slope, intercept
+
+
+def _voxel_offset(raw: nib.Nifti1Header, header: nib.Nifti1Header, path: Path) -> int:
+    """Where the voxels start."""
+    found = float(raw["vox_offset"])
+    least = header.single_vox_offset
+    if found == 0:
+        return least
+    if not (least <= found <= MAX_HEADER_BYTES and found.is_integer()):
+        raise DataError(
+            path,
+            f"its voxels start at byte {found:g}, expected {least} to {MAX_HEADER_BYTES}",
+            "download or convert it again",
+        )
+    return int(found)
+
+
+def _pass_extensions(stream: BinaryIO, start: int, offset: int, header: nib.Nifti1Header, path: Path) -> None:
+    """Read on to the voxels; the extensions between must be as long as they say."""
+    between = bytearray(offset - start)
+    _fill(stream, memoryview(between), path)
+    at = 4
+    while between[0] and at + 8 <= len(between):
+        size = int(np.frombuffer(between, header.endianness + "i4", 1, at)[0])
+        if size < 8 or at + size > len(between):
+            raise DataError(
+                path,
+                f"an extension of its header claims {size} bytes, {len(between) - at} are there",
+                "download or convert it again",
+            )
+        at += size
+
+
+def _fill(stream: BinaryIO, buffer: memoryview, path: Path) -> None:
+    """Read until `buffer` is full."""
+    done = 0
+    while done < len(buffer):
+        num_bytes = stream.readinto(buffer[done : done + _CHUNK_BYTES])
+        if not num_bytes:
+            raise DataError(
+                path, f"is cut short ({done} bytes, its header promises {len(buffer)})", "download it again"
+            )
+        done += num_bytes
+
+
+def _geometry(
+    header: nib.Nifti1Header, raw: nib.Nifti1Header, shape: tuple[int, int, int], path: Path
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine, and what is odd about the header's two forms; the sform counts where there are both."""
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        raise DataError(
+            path,
+            "has neither sform nor qform, so left and right are not known",
+            "convert it again with its orientation",
+        )
+    notes = []
+    if int(raw["xyzt_units"]) & 7 in (1, 3):
+        unit = {1: "metres", 3: "micrometres"}[int(raw["xyzt_units"]) & 7]
+        notes.append(f"the header says that lengths are in {unit}; they are read as mm")
+    qform = _qform(header, raw)
+    if int(header["sform_code"]):
+        affine = header.get_sform()
+        check_affine(affine, path)
+        if int(header["qform_code"]):
+            notes += _form_notes(affine, qform, shape)
+    elif qform is None:
+        sizes = " x ".join(f"{size:g}" for size in raw["pixdim"][1:4])
+        raise DataError(
+            path,
+            f"its qform cannot be used (quaternion {header['quatern_b']:g}, {header['quatern_c']:g}, "
+            f"{header['quatern_d']:g}, voxels of {sizes} mm)",
+            "convert it again with its orientation",
+        )
+    else:
+        affine = qform
+        check_affine(affine, path)
+    return affine, tuple(notes)
+
+
+def _qform(header: nib.Nifti1Header, raw: nib.Nifti1Header) -> np.ndarray | None:
+    """The qform's affine; None where its numbers make none. nibabel would take 1 mm for a voxel size of 0."""
+    sizes = raw["pixdim"][1:4]
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        return None
+    try:
+        return header.get_qform()
+    except (HeaderDataError, ValueError):  # no quaternion has such numbers
+        return None
+
+
+def _form_notes(sform: np.ndarray, qform: np.ndarray | None, shape: tuple[int, int, int]) -> list[str]:
+    """A note where qform and sform place voxels differently."""
+    if qform is None or not np.isfinite(qform).all():
+        return ["its qform cannot be used; the sform counts"]
+    corners = np.array(np.meshgrid(*([0, size - 1] for size in shape))).reshape(3, -1)
+    difference = sform - qform
+    apart_mm = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
+    origin_mm = np.linalg.norm(difference[:3, 3])
+    voxel_mm = nib.affines.voxel_sizes(sform).min()
+    if origin_mm <= ORIGIN_TOLERANCE * voxel_mm and apart_mm <= CORNER_TOLERANCE * voxel_mm:
+        return []
+    codes = ["".join(nib.aff2axcodes(affine)) for affine in (sform, qform)]
+    axes = f", axes {codes[0]} and {codes[1]}" if codes[0] != codes[1] else ""
+    return [f"sform and qform place voxels up to {apart_mm:.3g} mm apart{axes}; the sform counts"]
