@@ -1,174 +1,251 @@
-"""A folder of DICOM CT slices as one volume in HU."""
+"""A folder of DICOM slices as one volume: CT in HU, masks of organs, or the order of the files alone.
+
+pydicom reads headers and pixels; compressed pixels are decoded by the plug-ins that are installed: Pillow
+(JPEG, JPEG 2000), python-gdcm (those, JPEG lossless and JPEG-LS) and pydicom itself (RLE, deflated).
+"""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
-import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.pixels import pixel_array
 
+from partialseg.data.dicom_series import (
+    DAMAGED,
+    SAME_PLACE_MM,
+    Series,
+    Slice,
+    all_slices,
+    choose_series,
+    list_series,
+)
 from partialseg.errors import DataError
 
-#: Slices may be this far (mm) from equal spacing, and from the line along their normal; headers are rounded.
-POSITION_TOLERANCE_MM = 0.02
+__all__ = ["Series", "Slice", "hounsfield", "list_series", "read_mask", "read_series", "slice_order"]
+
+#: Slices may be this share of their distance from where equal spacing has them: some headers round to 0.1 mm.
+SPACING_TOLERANCE = 0.05
+#: Slices may be this far (mm), or this share of the length of the stack, beside the line along their normal.
+SIDEWAYS_TOLERANCE_MM, SIDEWAYS_TOLERANCE = 0.1, 1e-3
+#: Rescale types whose values are HU; "US" is "unspecified".
+_HU_TYPES = ("", "HU", "HU_MOD", "US")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_series(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the slices of one CT series.
+def read_series(folder: str | Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read one CT series; headers of all files, and the pixels of this series alone.
 
-    Files that are not DICOM, and DICOM files that are no slices of a CT (reports, localizers, segmentations),
-    are passed over.
+    Values are `pixel * RescaleSlope + RescaleIntercept` of each slice, computed in double precision, without
+    exception: voxels outside the field of view keep what the scanner put there (PixelPaddingValue, often
+    -2000, so -3024 HU), as in volumes that dcm2niix writes and nnU-Net reads. The intensity window of the
+    training takes them for air. The photometric interpretation does not change HU.
 
     Args:
-        folder: Holds one file per slice, under any names.
+        folder: Holds one file per slice, under any names, or multi-frame files; see `list_series`.
+        series: Which one, where there are several: a pattern of its description, or its number or UID.
 
     Returns:
         float32 HU, `(columns, rows, slices)`, slices sorted along their normal; and the 4 x 4 affine of that
-        index to world millimetres (RAS+).
+        index to world millimetres (RAS+). The array is a view of one that is contiguous in canonical axes.
 
     Raises:
-        DataError: If there are no CT slices, or slices of several series, sizes or orientations; if a slice
-            is missing, there twice or not above the one before it (gantry tilt); if pixels cannot be decoded.
+        DataError: If there are no CT slices, or several series and none is chosen; if a slice is missing,
+            there twice or not above the one before it (gantry tilt); if slices are not equally far apart; if
+            values are not HU; if a file is damaged, or its transfer syntax has no decoder.
+    """
+    slices, affine = _stack(choose_series(folder, series), Path(folder))
+    array = _canonical_buffer((*slices[0].size, len(slices)), affine, np.float32)
+    for index, one in enumerate(slices):
+        array[:, :, index] = hounsfield(one).T
+    return array, affine
+
+
+def read_mask(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a mask that is kept as DICOM slices, as those of 3D-IRCADb.
+
+    Modality, ImageType, SeriesInstanceUID and rescale do not matter; the geometry is that of the mask's own
+    headers.
+
+    Args:
+        folder: Holds the slices of one mask.
+
+    Returns:
+        bool `(columns, rows, slices)`, true where the pixel is not 0; slices sorted along their normal; and
+        the 4 x 4 affine of that index to world millimetres (RAS+).
+
+    Raises:
+        DataError: As for `read_series`; if pixels have more than one value beside 0.
     """
     folder = Path(folder)
-    slices = _ct_slices(folder)
-    rows, columns, height, width = _common_plane(slices, folder)
-    normal = np.cross(rows, columns)
-    positions = np.array([_numbers(dataset, "ImagePositionPatient", 3, folder) for dataset in slices])
-    order = np.argsort(positions @ normal, kind="stable")
-    positions, slices = positions[order], [slices[i] for i in order]
-    step = _step_mm(positions, normal, slices, folder)
-
-    array = np.stack([_hounsfield(dataset, folder) for dataset in slices], axis=-1)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * width, columns * height, normal * step
-    affine[:3, 3] = positions[0]
-    return array.swapaxes(0, 1), _LPS_TO_RAS @ affine
+    slices, affine = _stack(all_slices(folder), folder)
+    array = _canonical_buffer((*slices[0].size, len(slices)), affine, np.bool_)
+    values: set[int] = set()
+    for index, one in enumerate(slices):
+        pixels = _pixels(one)
+        values.update(np.unique(pixels).tolist())
+        if len(values - {0}) > 1:
+            found = ", ".join(map(str, sorted(values)[:5]))
+            raise DataError(one.path, f"holds values {found}, expected 0 and one other", "give a mask")
+        array[:, :, index] = (pixels != 0).T
+    return array, affine
 
 
-def _ct_slices(folder: Path) -> list[pydicom.Dataset]:
-    """Every CT slice of the folder, pixels included; of one series."""
-    slices, others = [], 0
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        try:
-            dataset = pydicom.dcmread(path)
-        except InvalidDicomError:
-            others += 1
-            continue
-        except (EOFError, OSError, ValueError) as error:
-            raise DataError(path, f"cannot be read as DICOM ({error})", "export the series again") from error
-        is_slice = (
-            dataset.get("Modality") == "CT" and "PixelData" in dataset and "ImagePositionPatient" in dataset
-        )
-        if is_slice and "LOCALIZER" not in (dataset.get("ImageType") or []):
-            slices.append(dataset)
-        else:
-            others += 1
-    if not slices:
+def slice_order(
+    folder: str | Path, series: str | None = None
+) -> tuple[list[str], np.ndarray, tuple[int, int, int]]:
+    """The files of a CT series in the order of `read_series`, from their headers alone.
+
+    Args:
+        folder: As in `read_series`; one file per slice.
+        series: As in `read_series`.
+
+    Returns:
+        File names, the affine, and `(columns, rows, slices)`, as `read_series` has them.
+
+    Raises:
+        DataError: As for `read_series`; and for multi-frame files.
+    """
+    slices, affine = _stack(choose_series(folder, series), Path(folder))
+    if slices[0].frame is not None:
+        raise DataError(slices[0].path, "holds many slices, expected one file per slice", "split it")
+    return [one.path.name for one in slices], affine, (*slices[0].size, len(slices))
+
+
+def hounsfield(one: Slice) -> np.ndarray:
+    """The pixels of one slice as float32 HU, `(rows, columns)`.
+
+    Raises:
+        DataError: If they cannot be decoded, or are not HU.
+    """
+    if one.rescale_type not in _HU_TYPES:
         raise DataError(
-            folder,
-            f"holds no DICOM slices of a CT ({others} other files)",
-            "give the folder that holds the slices",
+            one.path, f"holds {one.rescale_type} values (RescaleType), expected HU", "take another series"
         )
-    series = sorted({str(dataset.get("SeriesInstanceUID", "")) for dataset in slices})
-    if len(series) > 1:
+    if not one.slope or one.intercept is None:
         raise DataError(
-            folder,
-            f"holds {len(series)} DICOM series, expected one ({', '.join(series)})",
-            "one folder per series",
+            one.path,
+            "RescaleSlope or RescaleIntercept is no number, or the slope is 0",
+            "export the series again",
         )
-    return slices
+    return (_pixels(one) * np.float64(one.slope) + np.float64(one.intercept)).astype(np.float32)
 
 
-def _numbers(dataset: pydicom.Dataset, name: str, count: int, folder: Path) -> np.ndarray:
-    """A field of `count` numbers."""
-    value = dataset.get(name)
-    if value is None or np.size(value) != count:
+def _pixels(one: Slice) -> np.ndarray:
+    """The stored values of one slice, `(rows, columns)`, whole numbers."""
+    if one.high_bit != one.bits_stored - 1:
         raise DataError(
-            getattr(dataset, "filename", folder),
-            f"{name} is {value}, expected {count} numbers",
+            one.path,
+            f"its HighBit is {one.high_bit}, expected BitsStored - 1 ({one.bits_stored - 1})",
             "export it again",
         )
-    return np.array(value, dtype=float).reshape(count)
-
-
-def _common_plane(slices: list[pydicom.Dataset], folder: Path) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Direction of growing column index, of growing row index, row spacing and column spacing in mm."""
-    first = None
-    for dataset in slices:
-        orientation = _numbers(dataset, "ImageOrientationPatient", 6, folder)
-        spacing = _numbers(dataset, "PixelSpacing", 2, folder)
-        size = (int(dataset.Rows), int(dataset.Columns))
-        if first is None:
-            first = orientation, spacing, size
-        same = np.allclose(orientation, first[0], atol=1e-4) and np.allclose(spacing, first[1], atol=1e-4)
-        if not same or size != first[2]:
-            raise DataError(
-                dataset.filename,
-                f"the slice is {size} voxels of {spacing} mm in direction {orientation}, "
-                f"another one {first[2]} of {first[1]} mm in {first[0]}",
-                "keep the slices of one series in the folder",
-            )
-    orientation, spacing, _ = first
-    if (spacing <= 0).any():
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = pixel_array(one.path, index=one.frame, raw=True)
+    except DAMAGED as error:
         raise DataError(
-            folder, f"PixelSpacing is {spacing}, expected sizes above 0", "export the series again"
+            one.path,
+            f"its pixels cannot be decoded ({error})",
+            "export the series again, uncompressed",
+        ) from error
+    if pixels.shape != one.size[::-1]:
+        raise DataError(
+            one.path, f"has pixels of shape {pixels.shape}, expected {one.size[::-1]}", "export it again"
         )
-    return orientation[:3], orientation[3:], float(spacing[0]), float(spacing[1])
+    return pixels
 
 
-def _step_mm(positions: np.ndarray, normal: np.ndarray, slices: list[pydicom.Dataset], folder: Path) -> float:
-    """Distance between slices, after checking that they stand in one upright, even row."""
-    if len(positions) == 1:
-        thickness = float(slices[0].get("SliceThickness") or 0)
-        if thickness <= 0:
+def _canonical_buffer(shape: tuple[int, int, int], affine: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """An array of that shape whose memory is contiguous in canonical (z, y, x): bringing it there copies nothing."""
+    orientation = nib.io_orientation(affine).astype(int)
+    canonical_shape = np.empty(3, dtype=int)
+    canonical_shape[orientation[:, 0]] = shape
+    array = np.empty(canonical_shape[::-1], dtype=dtype).T.transpose(orientation[:, 0])
+    return array[tuple(slice(None, None, step) for step in orientation[:, 1])]
+
+
+def _stack(series: Series, folder: Path) -> tuple[list[Slice], np.ndarray]:
+    """Slices in the order of their positions, and the affine to RAS+, after checking that they are one volume."""
+    for one in series.slices:
+        if one.missing:
+            fields = ", ".join(one.missing)
+            raise DataError(
+                one.path,
+                f"{fields} not given or no usable numbers, expected in every slice",
+                "export it again",
+            )
+    normal = series.slices[0].normal
+    slices = sorted(series.slices, key=lambda one: float(np.dot(one.position, normal)))
+    positions = np.array([one.position for one in slices])
+    columns, rows = slices[0].spacing_mm
+    affine = np.eye(4)
+    affine[:3, 0] = np.multiply(slices[0].orientation[:3], columns)
+    affine[:3, 1] = np.multiply(slices[0].orientation[3:], rows)
+    affine[:3, 2] = normal * _step_mm(slices, positions @ normal, folder)
+    affine[:3, 3] = positions[0]
+    _check_upright(slices, positions, normal, folder)
+    return slices, _LPS_TO_RAS @ affine
+
+
+def _step_mm(slices: list[Slice], along: np.ndarray, folder: Path) -> float:
+    """Distance between slices, after checking that it is the same everywhere."""
+    if len(slices) == 1:
+        if slices[0].thickness_mm is None:
             raise DataError(
                 folder, "one slice without SliceThickness", "give the folder that holds all slices"
             )
-        return thickness
-    steps = np.diff(positions @ normal)
-    step = float(np.median(steps))
-    worst = int(np.abs(steps - step).argmax())
-    if steps.min() < POSITION_TOLERANCE_MM:
-        twice = int(steps.argmin())
-        names = " and ".join(Path(slices[i].filename).name for i in (twice, twice + 1))
-        raise DataError(folder, f"{names} lie at the same place", "keep one slice for each position")
-    if abs(steps[worst] - step) > max(POSITION_TOLERANCE_MM, 0.01 * step):
+        return slices[0].thickness_mm
+    steps = np.diff(along)
+    closest = int(steps.argmin())
+    if steps[closest] < SAME_PLACE_MM:
         raise DataError(
-            folder,
-            f"{steps[worst]:.2f} mm between slices {worst} and {worst + 1}, elsewhere {step:.2f} mm",
-            "fetch the missing slices, or resample the series to even spacing",
+            folder, f"{_pair(slices, closest)} lie at the same place", "keep one slice for each position"
         )
-    sideways = positions - positions[0] - np.outer((positions - positions[0]) @ normal, normal)
-    if (
-        np.linalg.norm(sideways, axis=1).max()
-        > max(POSITION_TOLERANCE_MM, 0.01 * step) * len(positions) ** 0.5
-    ):
-        angle = np.degrees(np.arctan(np.linalg.norm(sideways[-1]) / (steps.sum())))
+    step = float(np.median(steps))
+    mean = float(along[-1] - along[0]) / len(steps)
+    worst = int(np.abs(steps - step).argmax())
+    off_mm = float(np.abs(along - along[0] - mean * np.arange(len(along))).max())
+    if off_mm <= max(SAME_PLACE_MM, SPACING_TOLERANCE * mean):
+        return mean
+    between = f"{steps[worst]:.2f} mm between {_pair(slices, worst)}, elsewhere {step:.2f} mm"
+    missing = steps[worst] / step - 1
+    if missing > 0.5 and abs(missing - round(missing)) < 0.1:
+        raise DataError(folder, f"{between}: {round(missing)} missing", "fetch the missing slices")
+    raise DataError(
+        folder,
+        f"slices are not equally far apart ({between})",
+        "resample the series to even spacing, or take another one",
+    )
+
+
+def _check_upright(slices: list[Slice], positions: np.ndarray, normal: np.ndarray, folder: Path) -> None:
+    """Refuse slices that do not stand above one another."""
+    offsets = positions - positions[0]
+    along = offsets @ normal
+    sideways = offsets - np.outer(along, normal)
+    tolerance = max(SIDEWAYS_TOLERANCE_MM, SIDEWAYS_TOLERANCE * along[-1])
+    if np.linalg.norm(sideways, axis=1).max() <= tolerance:
+        return
+    slope = along @ sideways / (along @ along)
+    beside = np.linalg.norm(sideways - np.outer(along, slope), axis=1)
+    if beside.max() <= tolerance:
+        angle = np.degrees(np.arctan(np.linalg.norm(slope)))
         raise DataError(
             folder,
-            f"slices are shifted against one another ({angle:.1f} degrees: gantry tilt)",
+            f"slices are shifted against one another, {angle:.1f} degrees from upright (gantry tilt)",
             "resample it upright",
         )
-    return float(steps.mean())
-
-
-def _hounsfield(dataset: pydicom.Dataset, folder: Path) -> np.ndarray:
-    """The pixels of one slice as float32 HU, `(rows, columns)`."""
-    try:
-        pixels = dataset.pixel_array
-    except (AttributeError, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            getattr(dataset, "filename", folder),
-            f"its pixels cannot be decoded ({error})",
-            "export it uncompressed",
-        ) from error
-    given = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")  # None where absent or empty
-    slope, intercept = (
-        usual if value is None else float(value) for value, usual in zip(given, (1, 0), strict=True)
+    worst = int(beside.argmax())
+    raise DataError(
+        slices[worst].path,
+        f"lies {beside[worst]:.2f} mm beside the line of the other slices",
+        "export the series again",
     )
-    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _pair(slices: list[Slice], index: int) -> str:
+    """Names of two neighbours."""
+    return " and ".join(one.path.name for one in slices[index : index + 2])

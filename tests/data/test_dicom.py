@@ -5,8 +5,10 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileMetaDataset
+from pydicom.pixels import apply_rescale
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from partialseg.data.dicom import list_series, read_mask, read_series, slice_order
 from partialseg.data.volumes import read_image, read_label, write_label_map
 from partialseg.errors import DataError
 
@@ -30,7 +32,7 @@ def write_slice(path, pixels, position, **changes):
     dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
     for name, value in changes.items():
         setattr(dataset, name, value)
-    dataset.PixelData = pixels.astype(np.uint16).tobytes()
+    dataset.PixelData = pixels.astype(np.uint8 if dataset.BitsAllocated == 8 else np.uint16).tobytes()
     dataset.save_as(path, enforce_file_format=True)
 
 
@@ -42,7 +44,7 @@ def pixels():
 @pytest.fixture
 def folder(tmp_path, pixels):
     """Four slices, 2 mm apart, under names that say nothing about their order."""
-    for index, name in enumerate("dbca"):
+    for index, name in enumerate(["d.dcm", "b.dcm", "a.dcm", "c.dcm"]):
         write_slice(tmp_path / name, pixels[index], (-10, -20, 5 + 2 * index))
     return tmp_path
 
@@ -88,45 +90,272 @@ def test_an_empty_rescale_changes_nothing(tmp_path, pixels):
 @pytest.mark.parametrize(
     ("position", "changes", "words"),
     [
-        ((-10, -20, 15), {}, "4.00 mm between slices 3 and 4, elsewhere 2.00 mm"),
-        ((-10, -20, 5), {}, "at the same place"),
-        ((-10, -17, 13), {}, "gantry tilt"),
-        ((-10, -20, 13), {"SeriesInstanceUID": "1.2.3"}, "2 DICOM series"),
-        ((-10, -20, 13), {"PixelSpacing": [0.8, 0.8]}, "another one"),
-        ((-10, -20, 13), {"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, "another one"),
+        ((-10, -20, 15), {}, "4.00 mm between c.dcm and e.dcm, elsewhere 2.00 mm: 1 missing; fetch"),
+        ((-10, -20, 13.7), {}, "not equally far apart .2.70 mm between c.dcm and e.dcm, elsewhere 2.00 mm"),
+        ((-10, -20, 5), {}, "d.dcm and e.dcm lie at the same place"),
+        ((-10, -17, 13), {}, "e.dcm: lies .* mm beside the line of the other slices"),
+        ((-10, -20, 13), {"SeriesInstanceUID": "1.2.3"}, "holds 2 DICOM series, expected one"),
         (
             (-10, -20, 13),
-            {"ImageOrientationPatient": None},
-            "ImageOrientationPatient is None, expected 6 numbers",
+            {"PixelSpacing": [0.8, 0.8]},
+            r"\(0.7 x 0.9 mm\)\" \(4 slices of 5 x 3\); .*\(0.8 x 0.8",
         ),
-        ((-10, -20, 13), {"BitsAllocated": 32}, "pixels cannot be decoded"),
+        ((-10, -20, 13), {"ImageOrientationPatient": [1, 0, 0, 0, 0.8, 0.6]}, "holds 2 DICOM series"),
+        ((-10, -20, 13), {"ImageOrientationPatient": None}, "e.dcm: ImageOrientationPatient not given"),
+        ((-10, -20, 13), {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "e.dcm: ImageOrientationPatient"),
+        ((-10, -20, 13), {"ImagePositionPatient": None}, "e.dcm: ImagePositionPatient not given"),
+        ((-10, -20, 13), {"PixelSpacing": [0.9, 0]}, "e.dcm: PixelSpacing not given or no usable numbers"),
+        ((-10, -20, 13), {"BitsAllocated": 32}, "e.dcm: its pixels cannot be decoded"),
+        (
+            (-10, -20, 13),
+            {"HighBit": 11, "BitsStored": 10},
+            "e.dcm: its HighBit is 11, expected BitsStored - 1",
+        ),
+        ((-10, -20, 13), {"RescaleSlope": 0}, "e.dcm: RescaleSlope or RescaleIntercept is no number"),
+        ((-10, -20, 13), {"RescaleType": "Z_EFF"}, "e.dcm: holds Z_EFF values"),
+        ((-10, -20, 13), {"NumberOfFrames": 3}, "e.dcm: holds 3 frames that say nothing of their positions"),
     ],
 )
 def test_slices_that_do_not_make_a_volume_are_one_line(folder, pixels, position, changes, words):
-    write_slice(folder / "e", pixels[0], position, **changes)
+    write_slice(folder / "e.dcm", pixels[0], position, **changes)
     with pytest.raises(DataError, match=words) as error:
-        read_image(folder)
+        read_series(folder)
     assert str(error.value).startswith(str(folder))
     assert "\n" not in str(error.value)
 
 
-def test_another_slice_size_is_one_line(folder):
-    write_slice(folder / "e", np.zeros((6, 6)), (-10, -20, 13))
-    with pytest.raises(DataError, match=r"\(6, 6\) voxels.*another one \(3, 5\)"):
-        read_image(folder)
+def test_a_tilted_gantry_is_named_in_degrees(tmp_path, pixels):
+    for index in range(4):
+        write_slice(tmp_path / f"{index}", pixels[index], (0, index * 2 * np.tan(np.radians(12)), 2 * index))
+    with pytest.raises(DataError, match=r"12\.0 degrees from upright \(gantry tilt\)"):
+        read_series(tmp_path)
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_equally_far_apart(tmp_path, pixels):
+    for index in range(4):
+        write_slice(tmp_path / f"{index}", pixels[index], (0, 0, round(1.25 * index + 0.02, 1)))
+    assert read_series(tmp_path)[1][2, 2] == pytest.approx(1.25, abs=0.02)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (3, 0), (60000, 60000)])
+def test_an_impossible_slice_size_is_one_line(folder, pixels, rows, columns):
+    write_slice(folder / "e.dcm", pixels[0], (-10, -20, 13), Rows=rows, Columns=columns)
+    with pytest.raises(DataError, match=f"e.dcm: says that it has {columns} columns and {rows} rows"):
+        read_series(folder)
+
+
+def test_a_slice_that_claims_more_pixels_than_it_holds_is_one_line(folder, pixels):
+    write_slice(folder / "e.dcm", pixels[0], (-10, -20, 13))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Rows = 4096
+        dataset.save_as(path)
+    with pytest.raises(DataError, match="pixels cannot be decoded"):
+        read_series(folder)
 
 
 def test_a_truncated_slice_is_one_line(folder):
-    whole = (folder / "a").read_bytes()
-    (folder / "a").write_bytes(whole[:-10])
+    whole = (folder / "a.dcm").read_bytes()
+    (folder / "a.dcm").write_bytes(whole[:-10])
     with pytest.raises(DataError, match="cannot be"):
         read_image(folder)
 
 
 def test_a_folder_without_slices_is_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("not DICOM")
-    with pytest.raises(DataError, match=r"holds no DICOM slices of a CT \(1 other files\)"):
+    with pytest.raises(DataError, match=r"holds no DICOM slices of a CT \(1 not DICOM\)"):
         read_image(tmp_path)
+
+
+def test_one_series_is_chosen_by_description_number_or_uid(folder, pixels):
+    other = {"SeriesInstanceUID": "1.2.3", "SeriesNumber": 7, "SeriesDescription": "Abdomen  portal 5.0"}
+    write_slice(folder / "e.dcm", pixels[0], (-10, -20, 13), **other)
+    with pytest.raises(DataError) as error:
+        read_series(folder)
+    listed = 'without number "" (4 slices of 5 x 3); 7 "Abdomen portal 5.0" (1 slice of 5 x 3)'
+    assert f"holds 2 DICOM series, expected one: {listed}; choose one by `files.series:" in str(error.value)
+    for series in ("*portal*", "abdomen PORTAL 5.?", "7", "1.2.3"):
+        assert read_series(folder, series)[0].shape == (5, 3, 1)
+    assert read_series(folder, SERIES)[0].shape == (5, 3, 4)
+    for series, words in (
+        ("*native*", "holds no DICOM series that '\\*native\\*' fits"),
+        ("*", "holds 2 DICOM"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_series(folder, series)
+
+
+def test_only_the_pixels_of_the_chosen_series_are_read(folder, pixels):
+    write_slice(folder / "e.dcm", pixels[0], (0, 0, 0), SeriesInstanceUID="1.2.3")
+    (folder / "e.dcm").write_bytes((folder / "e.dcm").read_bytes()[:-20])
+    assert read_series(folder, SERIES)[0].shape == (5, 3, 4)
+
+
+def test_series_that_share_a_uid_are_told_apart(folder, pixels):
+    reformatted = {"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"], "SeriesDescription": "Abdomen"}
+    for index in range(4):
+        write_slice(folder / f"r{index}.dcm", pixels[index], (0, 0, index), **reformatted)
+    first, second = list_series(folder)
+    assert (first.uid, second.uid) == (f"{SERIES}#1", f"{SERIES}#2")
+    assert second.description == "Abdomen (derived secondary reformatted)"
+    assert second.size == (5, 3, 4)
+    assert second.spacing_mm == pytest.approx((0.7, 0.9, 1))
+    assert read_series(folder, "*reformatted*")[1][2, 2] == 1
+
+
+@pytest.mark.parametrize("field", ["AcquisitionNumber", "TemporalPositionIdentifier"])
+def test_repeated_positions_are_told_apart_by_acquisition_or_time(tmp_path, pixels, field):
+    for value in (1, 2):
+        for index in range(4):
+            changes = {field: value, "RescaleIntercept": value}
+            write_slice(tmp_path / f"{value}_{index}", pixels[index], (0, 0, index), **changes)
+    assert len(list_series(tmp_path)) == 2
+    array, _ = read_series(tmp_path, "*2)")
+    np.testing.assert_array_equal(array, (2 * pixels + 2).transpose(2, 1, 0))
+
+
+def test_a_few_slices_across_a_longer_series_are_a_scout(folder, pixels):
+    write_slice(folder / "scout", pixels[0], (0, 0, 0), ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+    assert read_series(folder)[0].shape == (5, 3, 4)
+
+
+def test_slices_may_lie_in_the_only_folder_below(folder, pixels):
+    (folder.parent / "top" / "study").mkdir(parents=True)
+    top = folder.parent / "top"
+    folder.rename(top / "study" / "series")
+    (top / "notes").mkdir()
+    (top / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert read_series(top)[0].shape == (5, 3, 4)
+    write_slice(top / "notes" / "a", pixels[0], (0, 0, 0))
+    with pytest.raises(DataError, match=r"2 folders in it hold DICOM files \(notes, study"):
+        read_series(top)
+    write_slice(top / "a", pixels[0], (0, 0, 0))  # folders below files are not looked into
+    assert read_series(top)[0].shape == (5, 3, 1)
+
+
+def test_links_to_slices_are_slices(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("links")
+    for path in folder.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert read_series(linked)[0].shape == (5, 3, 4)
+
+
+def test_bringing_a_series_to_canonical_axes_copies_nothing(tmp_path, pixels):
+    for name, orientation in (("axial", [1, 0, 0, 0, 1, 0]), ("coronal", [1, 0, 0, 0, 0, -1])):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            place = np.cross(orientation[:3], orientation[3:]) * index
+            changes = {"ImageOrientationPatient": orientation}
+            write_slice(tmp_path / name / f"{index}", pixels[index], place.tolist(), **changes)
+        array, affine = read_series(tmp_path / name)
+        canonical = nib.apply_orientation(array, nib.io_orientation(affine))
+        assert canonical.T.flags.c_contiguous
+        np.testing.assert_array_equal(array, (2 * pixels - 1000).transpose(2, 1, 0))
+
+
+def test_every_slice_has_its_own_rescale(tmp_path, pixels):
+    for index, slope in enumerate((0.1, 1, 1 / 3)):
+        write_slice(tmp_path / f"{index}", pixels[index], (0, 0, index), RescaleSlope=f"{slope:.6f}")
+    array, _ = read_series(tmp_path)
+    for index in range(3):
+        dataset = pydicom.dcmread(tmp_path / f"{index}")
+        expected = apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
+        np.testing.assert_array_equal(array[:, :, index], expected.T)
+
+
+def test_twelve_signed_bits_and_monochrome1_are_what_pydicom_says(tmp_path):
+    stored = np.array([[-2048, -1, 0, 2047]])
+    changes = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 1}
+    write_slice(
+        tmp_path / "a", stored & 0xFFF, (0, 0, 0), **changes
+    )  # the upper four bits are not of the value
+    write_slice(tmp_path / "b", stored, (0, 0, 1), **changes, PhotometricInterpretation="MONOCHROME1")
+    array, _ = read_series(tmp_path)
+    for index in range(2):
+        np.testing.assert_array_equal(array[:, 0, index], 2 * stored[0] - 1000)
+
+
+def test_eight_bits_are_read(tmp_path):
+    stored = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    write_slice(tmp_path / "a", stored, (0, 0, 0), BitsAllocated=8, BitsStored=8, HighBit=7)
+    np.testing.assert_array_equal(read_series(tmp_path)[0][:, :, 0], 2 * stored.T - 1000.0)
+
+
+def write_multi_frame(path, pixels):
+    """An Enhanced CT file: position and rescale per frame, the rest shared."""
+    write_slice(path, pixels[0], (0, 0, 0))
+    dataset = pydicom.dcmread(path)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(dataset, name)
+
+    def group(**sequences):
+        item = pydicom.Dataset()
+        for name, fields in sequences.items():
+            inner = pydicom.Dataset()
+            for field, value in fields.items():
+                setattr(inner, field, value)
+            setattr(item, name, [inner])
+        return item
+
+    dataset.SharedFunctionalGroupsSequence = [
+        group(
+            PixelMeasuresSequence={"PixelSpacing": [0.9, 0.7], "SliceThickness": 2},
+            PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+        )
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        group(
+            PlanePositionSequence={"ImagePositionPatient": [-10, -20, 5 + 2 * index]},
+            PixelValueTransformationSequence={"RescaleSlope": index + 1, "RescaleIntercept": -10},
+        )
+        for index in range(len(pixels))
+    ]
+    dataset.NumberOfFrames = len(pixels)
+    dataset.PixelData = pixels.astype(np.uint16).tobytes()
+    dataset.save_as(path)
+
+
+def test_a_multi_frame_file_is_a_series(tmp_path, pixels):
+    write_multi_frame(tmp_path / "all.dcm", pixels[[2, 0, 1, 3]])
+    array, affine = read_series(tmp_path)
+    expected = pixels[[2, 0, 1, 3]] * np.arange(1, 5)[:, None, None] - 10
+    np.testing.assert_array_equal(array, expected.transpose(2, 1, 0))
+    np.testing.assert_allclose(np.diag(affine), [-0.7, -0.9, 2, 1])
+    with pytest.raises(DataError, match=r"all\.dcm: holds many slices, expected one file per slice"):
+        slice_order(tmp_path)
+
+
+def test_a_mask_needs_no_modality_and_no_rescale(tmp_path, pixels):
+    inside = pixels > 1000
+    for index in (2, 0, 3, 1):
+        changes = {"Modality": "OT", "ImageType": ["DERIVED", "SECONDARY"]}
+        write_slice(tmp_path / f"{index}", 255 * inside[index], (-10, -20, 2 * index), **changes)
+    array, affine = read_mask(tmp_path)
+    assert array.dtype == bool
+    np.testing.assert_array_equal(array, inside.transpose(2, 1, 0))
+    np.testing.assert_allclose(affine[:3, 3], [10, 20, 0])
+    with pytest.raises(DataError, match=r"no DICOM slices of a CT \(4 not of modality CT"):
+        read_series(tmp_path)
+    write_slice(tmp_path / "2", pixels[2], (-10, -20, 4), Modality="OT")
+    with pytest.raises(DataError, match="expected 0 and one other"):
+        read_mask(tmp_path)
+
+
+def test_a_mask_without_positions_is_one_line(tmp_path, pixels):
+    write_slice(tmp_path / "a", pixels[0], (0, 0, 0), ImagePositionPatient=None)
+    with pytest.raises(
+        DataError, match=r"holds no DICOM slices \(1 without position, orientation or voxel size"
+    ):
+        read_mask(tmp_path)
+
+
+def test_the_order_of_slices_is_read_without_pixels(folder):
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    names, affine, shape = slice_order(folder)
+    assert names == ["d.dcm", "b.dcm", "a.dcm", "c.dcm"]
+    assert shape == (5, 3, 4)
+    np.testing.assert_allclose(affine[:3, 3], [10, 20, 5])
 
 
 def test_the_real_series_lies_where_its_label_map_lies(real_data):
