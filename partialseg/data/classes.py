@@ -66,6 +66,18 @@ KNOWN_ORGANS: dict[str, str] = {
     "right_psoas": "iliopsoas",
 }
 
+#: Organs that are parts of others, which is another class in another dataset.
+PARTS: dict[str, tuple[str, ...]] = {
+    "prostate_or_uterus": ("prostate", "uterus"),
+    "portal_and_splenic_veins": ("portal_vein", "splenic_vein"),
+    "left_femur": ("left_femoral_head",),
+    "right_femur": ("right_femoral_head",),
+    "liver": ("liver_tumour",),
+    "pancreas": ("pancreas_tumour",),
+    "left_kidney": ("kidney_tumour",),
+    "right_kidney": ("kidney_tumour",),
+}
+
 #: Other words for them, without the side, in the form that `organ_name` brings words to.
 _SYNONYMS: dict[str, str] = {
     "adrenal": "adrenal_gland",

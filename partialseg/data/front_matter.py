@@ -1,13 +1,14 @@
-"""The YAML front matter of a Markdown file, and on which line each field stands."""
+"""YAML at the top of a Markdown file, or in a file of its own, and on which line each field stands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from partialseg.errors import DataError
 
@@ -17,15 +18,17 @@ FIRST_LINE = 2
 
 @dataclass(frozen=True)
 class FrontMatter:
-    """What stands between the two `---` lines at the top of a Markdown file.
+    """What stands between the two `---` lines at the top of a Markdown file, or in a YAML file.
 
     Attributes:
         content: The fields and their values.
         node: The YAML tree, which knows the lines.
+        first_line: The line of the file (from 1) on which the YAML starts.
     """
 
     content: dict[Any, Any]
     node: yaml.MappingNode
+    first_line: int = FIRST_LINE
 
     def locate(self, location: Iterable[str | int]) -> tuple[int, tuple[str | int, ...]]:
         """Find a field.
@@ -50,7 +53,7 @@ class FrontMatter:
             else:
                 break
             steps.append(step)
-        return mark.line + FIRST_LINE, tuple(steps)
+        return mark.line + self.first_line, tuple(steps)
 
 
 def read_front_matter(file: Path) -> FrontMatter:
@@ -60,26 +63,82 @@ def read_front_matter(file: Path) -> FrontMatter:
         DataError: If there is none, it is not YAML of `field: value` lines, or a field is there twice; names
             the line.
     """
-    try:
-        lines = [line.rstrip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+    lines = _read_lines(file)
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         raise DataError(
             file, "has no front matter", "start the file with YAML between two lines that hold only `---`"
         )
+    return _parse(lines[1 : lines.index("---", 1)], file, FIRST_LINE, "its front matter")
+
+
+def read_yaml(file: Path) -> FrontMatter:
+    """Read a YAML file.
+
+    Raises:
+        DataError: If it is not YAML of `field: value` lines, or a field is there twice; names the line.
+    """
+    return _parse(_read_lines(file), file, 1, "it")
+
+
+def validation_problem(
+    error: ValidationError,
+    front: FrontMatter,
+    file: Path,
+    remedy: str,
+    location: Sequence[str | int] | None = None,
+) -> DataError:
+    """The first problem that pydantic found, with its line and field, on one line.
+
+    Args:
+        error: What pydantic raised.
+        front: What it was raised for.
+        file: Where that stands.
+        remedy: What to do.
+        location: Where the first problem is, if pydantic's own (or an error's `location`) is not the file's.
+    """
+    first, *others = error.errors()
+    location = problem_location(error) if location is None else location
+    line, steps = front.locate(location)
+    if first["type"] == "missing":
+        steps = tuple(
+            location
+        )  # otherwise, steps that are not there are names that pydantic gives to its types
+    field = ".".join(str(step) for step in steps)
+    messages = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}
+    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
+    more = f" (and {len(others)} more)" if others else ""
+    return DataError(file, f"line {line}, `{field}`: {message}{more}", remedy)
+
+
+def problem_location(error: ValidationError) -> tuple[str | int, ...]:
+    """Where the first problem is that pydantic found; an error may say so itself in its context."""
+    first = error.errors()[0]
+    return tuple(first.get("ctx", {}).get("location", first["loc"]))
+
+
+def _read_lines(file: Path) -> list[str]:
     try:
-        return _parse("\n".join(lines[1 : lines.index("---", 1)]), file)
+        return [line.rstrip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+
+
+def _parse(lines: Sequence[str], file: Path, first_line: int, what: str) -> FrontMatter:
+    """Read YAML, and say on one line what is none."""
+    try:
+        return _parse_mapping("\n".join(lines), file, first_line)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + FIRST_LINE if error.problem_mark else FIRST_LINE
+        line = error.problem_mark.line + first_line if error.problem_mark else first_line
         raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
     except DataError:
         raise
+    except RecursionError as error:
+        raise DataError(file, f"{what} is nested too deeply", "write it without such nesting") from error
     except (yaml.YAMLError, ValueError) as error:  # a control character; a date that no calendar has
-        raise DataError(file, f"its front matter is not YAML ({error})", "mend it") from error
+        raise DataError(file, f"{what} is not YAML ({error})", "mend it") from error
 
 
-def _parse(text: str, file: Path) -> FrontMatter:
+def _parse_mapping(text: str, file: Path, first_line: int) -> FrontMatter:
     """Read YAML that must be a mapping without repeated keys."""
     loader = yaml.SafeLoader(text)
     try:
@@ -87,25 +146,28 @@ def _parse(text: str, file: Path) -> FrontMatter:
         if not isinstance(node, yaml.MappingNode):
             raise DataError(
                 file,
-                f"line {FIRST_LINE}: expected `field: value`",
-                "see the cards in data_cards for examples",
+                f"line {first_line}: expected `field: value`",
+                "see the files in data_cards for examples",
             )
-        _refuse_repeated_keys(node, file)
-        return FrontMatter(loader.construct_document(node), node)
+        _refuse_repeated_keys(node, file, first_line, set())
+        return FrontMatter(loader.construct_document(node), node, first_line)
     finally:
         loader.dispose()
 
 
-def _refuse_repeated_keys(node: yaml.Node, file: Path) -> None:
+def _refuse_repeated_keys(node: yaml.Node, file: Path, first_line: int, visited: set[int]) -> None:
     """YAML would let the last of two equal keys win, and one label value would vanish."""
+    if id(node) in visited:  # an alias: what it stands for was looked at, and may be nested a billion times
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if str(key.value) in seen:
-                line = key.start_mark.line + FIRST_LINE
+                line = key.start_mark.line + first_line
                 raise DataError(file, f"line {line}: `{key.value}` is there twice", "keep one of the two")
             seen.add(str(key.value))
-            _refuse_repeated_keys(value, file)
+            _refuse_repeated_keys(value, file, first_line, visited)
     elif isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _refuse_repeated_keys(child, file)
+            _refuse_repeated_keys(child, file, first_line, visited)
