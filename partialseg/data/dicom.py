@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 from pydicom.pixels import pixel_array
 
 from partialseg.data.dicom_series import (
@@ -22,6 +23,7 @@ from partialseg.data.dicom_series import (
     choose_series,
     list_series,
 )
+from partialseg.data.voxel_files import check_shape
 from partialseg.errors import DataError
 
 __all__ = ["Series", "Slice", "hounsfield", "list_series", "read_mask", "read_series", "slice_order"]
@@ -144,7 +146,9 @@ def _pixels(one: Slice) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pixels = pixel_array(one.path, index=one.frame, raw=True)
+            # From a path, one frame of many is read without the others; but no deflated file is.
+            source = pydicom.dcmread(one.path) if one.frame is None else one.path
+            pixels = pixel_array(source, index=one.frame, raw=True)
     except DAMAGED as error:
         raise DataError(
             one.path,
@@ -186,6 +190,7 @@ def _stack(series: Series, folder: Path) -> tuple[list[Slice], np.ndarray]:
     affine[:3, 1] = np.multiply(slices[0].orientation[3:], rows)
     affine[:3, 2] = normal * _step_mm(slices, positions @ normal, folder)
     affine[:3, 3] = positions[0]
+    check_shape((*slices[0].size, len(slices)), folder)
     _check_upright(slices, positions, normal, folder)
     return slices, _LPS_TO_RAS @ affine
 

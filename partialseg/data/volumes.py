@@ -86,8 +86,9 @@ def read_image(path: str | Path, series: str | None = None) -> Volume:
     """
     path = Path(path)
     if path.is_dir():
-        array, affine = read_series(path) if series is None else read_series(path, series)
-        canonical = _fill_canonical(StoredVoxels(array, affine), np.float32)
+        array, affine = read_series(path, series)
+        # A view: read_series lays the voxels so.
+        canonical = nib.apply_orientation(array, nib.io_orientation(affine)).T
         volume = _volume(StoredVoxels(array, affine), canonical, path)
         orientation = np.array([[0, 1], [1, 1], [2, 1]])
         return Volume(
