@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,23 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from partialseg.errors import DataError
 
 #: The front matter starts on the second line of a file, after `---`.
 FIRST_LINE = 2
+
+#: How pydantic's words for what it expected are put for people.
+_PLAIN_WORDS = {
+    "a valid dictionary": "`name: value` lines",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    " after validation": "",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,9 @@ def read_front_matter(file: Path) -> FrontMatter:
     lines = _read_lines(file)
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         raise DataError(
-            file, "has no front matter", "start the file with YAML between two lines that hold only `---`"
+            file,
+            "has no front matter, expected YAML between two lines that hold only `---`",
+            "start the file with it; the cards in data_cards are examples",
         )
     return _parse(lines[1 : lines.index("---", 1)], file, FIRST_LINE, "its front matter")
 
@@ -104,10 +120,8 @@ def validation_problem(
             location
         )  # otherwise, steps that are not there are names that pydantic gives to its types
     field = ".".join(str(step) for step in steps)
-    messages = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}
-    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
     more = f" (and {len(others)} more)" if others else ""
-    return DataError(file, f"line {line}, `{field}`: {message}{more}", remedy)
+    return DataError(file, f"line {line}, `{field}`: {_in_plain_words(first)}{more}", remedy)
 
 
 def problem_location(error: ValidationError) -> tuple[str | int, ...]:
@@ -116,24 +130,53 @@ def problem_location(error: ValidationError) -> tuple[str | int, ...]:
     return tuple(first.get("ctx", {}).get("location", first["loc"]))
 
 
+def _in_plain_words(error: ErrorDetails) -> str:
+    """What pydantic found and expected. No more of the input is shown than fits a line."""
+    if error["type"] == "missing":
+        return "the field is missing"
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    found = reprlib.repr(error["input"])
+    if error["type"] == "string_pattern_mismatch":
+        return f"found {found}, expected letters, digits and _ . - (a letter or a digit first)"
+    expected, is_pydantics_own = re.subn(r"^\w+ should (be|have) ", "expected ", error["msg"])
+    if not is_pydantics_own:  # a rule of ours, which says what it found
+        return error["msg"].removeprefix("Value error, ")
+    for words, plain in _PLAIN_WORDS.items():
+        expected = expected.replace(words, plain)
+    return f"found {found}, {expected}"
+
+
 def _read_lines(file: Path) -> list[str]:
     try:
         return [line.rstrip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise DataError(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+        byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}"
+        raise DataError(file, f"is not UTF-8 text ({byte}), expected UTF-8", "save it as UTF-8") from error
 
 
 def _parse(lines: Sequence[str], file: Path, first_line: int, what: str) -> FrontMatter:
     """Read YAML, and say on one line what is none."""
     try:
         return _parse_mapping("\n".join(lines), file, first_line)
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + first_line if error.problem_mark else first_line
+        tag = re.search("tag:yaml.org,2002:([^']+)", error.problem or "")
+        asks = f"it asks for {tag[1]}" if tag else error.problem
+        raise DataError(
+            file,
+            f"line {line}: is not YAML that is read here ({asks}), expected text, numbers and lists",
+            "mend the line, and do not trust the file",
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + first_line if error.problem_mark else first_line
         raise DataError(file, f"line {line}: is not YAML ({error.problem})", "mend the line") from error
     except DataError:
         raise
     except RecursionError as error:
-        raise DataError(file, f"{what} is nested too deeply", "write it without such nesting") from error
+        raise DataError(
+            file, f"{what} is nested too deeply, expected a few levels", "write it without such nesting"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # a control character; a date that no calendar has
         raise DataError(file, f"{what} is not YAML ({error})", "mend it") from error
 
@@ -144,9 +187,10 @@ def _parse_mapping(text: str, file: Path, first_line: int) -> FrontMatter:
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
+            found = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text"}.get(type(node), "nothing")
             raise DataError(
                 file,
-                f"line {first_line}: expected `field: value`",
+                f"line {first_line}: expected `field: value`, found {found}",
                 "see the files in data_cards for examples",
             )
         _refuse_repeated_keys(node, file, first_line, set())
@@ -165,7 +209,9 @@ def _refuse_repeated_keys(node: yaml.Node, file: Path, first_line: int, visited:
         for key, value in node.value:
             if str(key.value) in seen:
                 line = key.start_mark.line + first_line
-                raise DataError(file, f"line {line}: `{key.value}` is there twice", "keep one of the two")
+                raise DataError(
+                    file, f"line {line}: `{key.value}` is there twice, expected once", "keep one of the two"
+                )
             seen.add(str(key.value))
             _refuse_repeated_keys(value, file, first_line, visited)
     elif isinstance(node, yaml.SequenceNode):

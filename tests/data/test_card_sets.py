@@ -74,7 +74,7 @@ def test_the_papers_set_is_the_papers():
         ([("- left_kidney", "- liver")], 7, "organs.1", "expected different organs"),
         ([("- liver", "- background")], 6, "organs.0", "neither `background`"),
         ([("- liver", "- livr")], 6, "organs.0", "did you mean liver?"),
-        ([("- liver", "- 3")], 6, "organs.0", "string"),
+        ([("- liver", "- 3")], 6, "organs.0", "found 3, expected text"),
         ([("  - liver", "\n".join(f"  - organ_{i}" for i in range(63)))], 5, "organs", "at most 64 items"),
     ],
 )
