@@ -19,7 +19,7 @@ setup(
     # Cards and configs live at the top of the repository, and inside the package once it is installed.
     package_dir={"partialseg.data_cards": "data_cards", "partialseg.configs": "configs"},
     package_data={
-        "partialseg.data_cards": ["*.md"],
+        "partialseg.data_cards": ["*.md", "sets/*.yaml"],
         "partialseg.configs": ["*.yaml"],
         "partialseg.data": ["*.jinja"],
         "partialseg.report": ["*.jinja"],
