@@ -218,6 +218,15 @@ def list_series(folder: str | Path) -> list[Series]:
     return sorted(found, key=lambda series: (series.number.zfill(12), series.uid))
 
 
+def holds_dicom(folder: str | Path) -> bool:
+    """Whether `list_series` would find DICOM files, of whatever kind, in a folder or below it.
+
+    Raises:
+        DataError: If several folders below it hold some.
+    """
+    return any(map(_is_dicom, _visible(_slice_folder(Path(folder)))))
+
+
 def choose_series(folder: str | Path, series: str | None = None) -> Series:
     """The one series of a folder that is meant.
 

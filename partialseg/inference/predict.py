@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from partialseg.data.cards import Card, assign_splits, find_cases
+from partialseg.data.dicom_series import holds_dicom, list_series
 from partialseg.data.resample import resample_back, resample_image
 from partialseg.data.volumes import read_image, write_label_map
 from partialseg.errors import DataError
@@ -36,6 +38,21 @@ class PredictResult:
     problems: list[DataError] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict.
+
+    Attributes:
+        name: Name of its prediction.
+        path: A file, or a folder with the slices of DICOM series.
+        series: Which series of the folder, where there are several; see `partialseg.data.dicom`.
+    """
+
+    name: str
+    path: Path
+    series: str | None = None
+
+
 def predict(
     run: Run | str | Path,
     inputs: Iterable[str | Path],
@@ -53,8 +70,9 @@ def predict(
 
     Args:
         run: A run, or its folder.
-        inputs: NIfTI files, folders that hold NIfTI files, and folders with the slices of a DICOM series.
-            With a card, folders of raw data, whose cases are predicted under their names.
+        inputs: NIfTI files, folders that hold NIfTI files, and folders with the slices of a DICOM series;
+            several series in a folder are predicted each, as `<folder>_series<number>`. With a card, folders
+            of raw data, whose cases are predicted under their names.
         out: Folder for the label maps. A value is the index of its class in the run's classes.
         overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
         card: The card of the dataset that the inputs are.
@@ -76,18 +94,19 @@ def predict(
         bar.disable = not progress
         overall = bar.add_task("predict", total=len(scans))
         windows = bar.add_task("windows", total=None)
-        for name, scan in scans.items():
-            bar.reset(windows, description=name)
-            label_map = Path(out) / f"{name}.nii.gz"
+        for scan in scans:
+            bar.reset(windows, description=scan.name)
+            label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
                 predict_scan(
                     model,
                     run,
-                    scan,
+                    scan.path,
                     label_map,
                     overlap,
                     batch_size,
                     lambda done, total: bar.update(windows, completed=done, total=total),
+                    scan.series,
                 )
                 result.written.append(label_map)
             except DataError as error:
@@ -104,6 +123,7 @@ def predict_scan(
     overlap: float = 0.5,
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    series: str | None = None,
 ) -> dict[str, float]:
     """Predict one scan, and write its label map and beside it `<case>.json`.
 
@@ -119,6 +139,8 @@ def predict_scan(
         overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
         batch_size: Windows that are predicted together.
         progress: Called with the number of windows done and in all.
+        series: Which DICOM series, where the folder holds several: a pattern of its description, or its number
+            or UID.
 
     Returns:
         The volume of each organ in mL; 0 where it was not found.
@@ -127,7 +149,7 @@ def predict_scan(
         DataError: If the scan cannot be read or has an unusable geometry.
     """
     path, out = Path(path), Path(out)
-    scan = read_image(path)
+    scan = read_image(path, series)
     image = resample_image(scan.array, scan.spacing_mm, run.spacing_mm)
     probabilities = predict_volume(model, image, run.patch_size, overlap, batch_size, progress)
     labels = resample_back(probabilities, run.spacing_mm, scan.array.shape, scan.spacing_mm)
@@ -139,6 +161,7 @@ def predict_scan(
             "volumes_ml": volumes_ml,
             "run": str(run.folder),
             "source": str(path),
+            "series": series,
             "spacing_mm": run.spacing_mm,
             "overlap": overlap,
         },
@@ -175,8 +198,8 @@ def _volumes_ml(labels: np.ndarray, spacing_mm: Sequence[float], classes: Sequen
 
 def _scans(
     inputs: Iterable[str | Path], card: Card | None, split: str | None, problems: list[DataError]
-) -> list[tuple[str, Path]]:
-    """Name and place of every scan of the inputs; what is wrong with an input goes to `problems`."""
+) -> list[Scan]:
+    """Every scan of the inputs; what is wrong with an input goes to `problems`."""
     scans = []
     for entry in map(Path, inputs):
         try:
@@ -186,32 +209,50 @@ def _scans(
     return scans
 
 
-def _plain_scans(entry: Path) -> list[tuple[str, Path]]:
+def _plain_scans(entry: Path) -> list[Scan]:
     """The scans of one input: of a file itself, of a folder its NIfTI files, else the DICOM series in it."""
     if not entry.exists():
         raise DataError(entry, "there is no such file or folder", "correct the path")
-    files = [entry]
-    if entry.is_dir():
-        # Hidden files are those of the system, and what another process is just writing.
-        visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
-        inside = [path for path in visible if path.is_file()]
-        if not inside:
-            raise DataError(
-                entry,
-                "holds no file, neither NIfTI nor DICOM",
-                "give the folder of the scans; for a raw dataset name its --card",
-            )
-        files = [path for path in inside if path.name.endswith(_SUFFIXES)] or files
-    return [(case_name(path), path) for path in files]
+    if not entry.is_dir():
+        return [Scan(case_name(entry), entry)]
+    # Hidden files are those of the system, and what another process is just writing.
+    visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
+    inside = [path for path in visible if path.is_file()]
+    files = [path for path in inside if path.name.endswith(_SUFFIXES)]
+    if files:
+        return [Scan(case_name(path), path) for path in files]
+    if not inside and not holds_dicom(entry):
+        raise DataError(
+            entry,
+            "holds no file, neither NIfTI nor DICOM",
+            "give the folder of the scans; for a raw dataset name its --card",
+        )
+    return _dicom_scans(entry)
 
 
-def _card_scans(entry: Path, card: Card, split: str | None) -> list[tuple[str, Path]]:
+def _dicom_scans(folder: Path) -> list[Scan]:
+    """The series of a folder of DICOM slices, named after it; several also after their numbers."""
+    found = list_series(folder)
+    if len(found) == 1:
+        return [Scan(case_name(folder), folder)]
+    scans, seen = [], Counter()
+    for series in found:
+        name = f"{case_name(folder)}_series{series.number or 0}"
+        seen[name] += 1
+        again = f"_{seen[name]}" if seen[name] > 1 else ""
+        scans.append(Scan(name + again, folder, series.uid))
+    return scans
+
+
+def _card_scans(entry: Path, card: Card, split: str | None) -> list[Scan]:
     """The cases of a folder of raw data."""
     if not entry.is_dir():
         raise DataError(entry, "is not a folder", f"with the card {card.name}, give its folder of raw data")
     cases = find_cases(card, entry)
     splits = assign_splits(card, [case.name for case in cases])
-    scans = [(case.name, case.image) for case in cases if split in (None, splits[case.name])]
+    scans = [
+        Scan(case.name, case.image, card.files.series) for case in cases if split in (None, splits[case.name])
+    ]
     if not scans:
         which = f"{split} cases" if split else "cases"
         raise DataError(
@@ -222,17 +263,17 @@ def _card_scans(entry: Path, card: Card, split: str | None) -> list[tuple[str, P
     return scans
 
 
-def _unique(scans: list[tuple[str, Path]], problems: list[DataError]) -> dict[str, Path]:
-    """Scans by name; a second scan of the same name is a problem, the same scan given twice is not."""
-    unique: dict[str, Path] = {}
-    for name, path in scans:
-        first = unique.setdefault(name, path)
-        if first.resolve() != path.resolve():
+def _unique(scans: list[Scan], problems: list[DataError]) -> list[Scan]:
+    """Scans of different names; a second one of a name is a problem, the same scan given twice is not."""
+    unique: dict[str, Scan] = {}
+    for scan in scans:
+        first = unique.setdefault(scan.name, scan)
+        if (first.path.resolve(), first.series) != (scan.path.resolve(), scan.series):
             problems.append(
                 DataError(
-                    path,
-                    f"its prediction would be named {name}, like that of {first}",
+                    scan.path,
+                    f"its prediction would be named {scan.name}, like that of {first.path}",
                     "rename one of the two, or predict them into different folders",
                 )
             )
-    return unique
+    return list(unique.values())

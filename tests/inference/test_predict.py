@@ -5,6 +5,8 @@ import json
 import keras
 import nibabel as nib
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
 
 from partialseg.data.cards import read_card
@@ -199,3 +201,24 @@ def test_dicom_series_is_predicted_in_canonical_axes(run, real_data, tmp_path):
     assert labels.shape == (512, 512, 20)
     assert nib.aff2axcodes(labels.affine) == ("R", "A", "S")
     assert (np.asarray(labels.dataobj) == 2).sum() > 1000  # bone
+
+
+def test_series_of_one_folder_are_predicted_each_and_named_by_number(run, tmp_path):
+    folder = tmp_path / "patient" / "study"
+    folder.mkdir(parents=True)
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    dataset.Rows, dataset.Columns, dataset.PixelSpacing, dataset.RescaleIntercept = 12, 12, [1.5, 1.5], 0
+    for number, uid, value in ((2, "1.2", 200), (4, "1.4", 500), (4, "1.5", 200)):
+        for index in range(6):
+            dataset.SeriesNumber, dataset.SeriesInstanceUID = number, uid
+            dataset.ImagePositionPatient = [0, 0, 3 * index]
+            dataset.PixelData = np.full((12, 12), value, dtype=np.int16).tobytes()
+            dataset.save_as(folder / f"{uid}_{index}")
+    out = tmp_path / "out"
+    result = predict(run, [tmp_path / "patient"], out, progress=False)
+    assert not result.problems
+    names = ["patient_series2", "patient_series4", "patient_series4_2"]
+    assert [path.name for path in result.written] == [f"{name}.nii.gz" for name in names]
+    for name, organ in zip(names, (1, 2, 1), strict=True):
+        assert (np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) == organ).all()
+    assert json.loads((out / "patient_series4.json").read_text())["series"] == "1.4"
