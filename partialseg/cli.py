@@ -108,16 +108,29 @@ def check(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for check.json and check.html.")] = Path(
         "check"
     ),
+    organ: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="An organ of the class list, in order; repeat it. All organs of the cards by default."
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Read every raw case against its card.
 
-    In: data cards and raw data. Out: a coverage matrix (which dataset annotates which organ, in how many cases)
-    as JSON and HTML, and a line for each problem.
+    In: data cards and raw data. Out: check.html, a page for people, and check.json, the same for programs: which
+    dataset annotates which organ, in how many cases and mL; what is unusual (geometry, intensities, volumes,
+    duplicates), with a picture; and a line for each problem.
     """
     from partialseg.data.coverage import check as run_check
 
-    result = run_check([_card(card) for card in cards], raw, out, jobs)
+    _check_organs(organ)
+    result = run_check([_card(card) for card in cards], raw, out, jobs, organ)
+    for line in result.leakage:
+        typer.echo(f"note: leakage: {line}", err=True)
+    total = len(result.report["cases"])
+    good = sum(case["good"] for case in result.report["cases"])
+    typer.echo(f"{total} cases, {good} of them without a problem; {result.num_notes} notes")
     typer.echo(f"Coverage: {out / 'check.html'}")
     finish(result.problems)
 
@@ -147,10 +160,7 @@ def prepare(
     from partialseg.data.prepare import prepare as run_prepare
 
     _check_spacing(spacing)
-    if organ and len({"background", *organ}) <= len(organ):
-        raise typer.BadParameter(
-            f"expected different organs, received {', '.join(organ)}", param_hint="--organ"
-        )
+    _check_organs(organ)
     result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, jobs)
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
     datasets = result.prepared.datasets.values()
@@ -372,6 +382,13 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
 def _check_spacing(spacing: tuple[float, float, float]) -> None:
     if not all(size > 0 and math.isfinite(size) for size in spacing):
         raise typer.BadParameter(f"must be above 0 and finite, received {spacing}", param_hint="--spacing")
+
+
+def _check_organs(organs: Optional[list[str]]) -> None:  # noqa: UP045
+    if organs and len({"background", *organs}) <= len(organs):
+        raise typer.BadParameter(
+            f"expected different organs, received {', '.join(organs)}", param_hint="--organ"
+        )
 
 
 def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)

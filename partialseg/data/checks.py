@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from partialseg.data.cards import Card, RawCase
+from partialseg.data.intensity import Intensity, intensity_problem, measure_intensity
 from partialseg.data.volumes import Volume, read_image, read_label
 from partialseg.errors import DataError
 
 #: How far a label voxel may lie from its image voxel, in parts of the smallest voxel size.
 PLACE_TOLERANCE = 0.05
+#: Organs whose centres lie in this order along a world axis (x to the right, y to the front, z to the head),
+#: and by how many mm the order must be wrong to be noted.
+_ORDER = {
+    "left and right": (2, 0.0, (("spleen", "liver"),)),
+    "front and back": (1, 20.0, (("right_kidney", "liver"), ("left_kidney", "pancreas"))),
+    "head and feet": (0, 30.0, (("right_kidney", "liver"), ("left_kidney", "spleen"))),
+}
+_WORDS = {"left and right": "left of", "front and back": "behind", "head and feet": "below"}
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A raw case, each of its files read once.
+
+    Attributes:
+        image: The image (float32 HU); None where it cannot be read.
+        label: The label map, with the values of the card; None where it cannot be read.
+        intensity: Figures of the image; None where it cannot be read.
+        problems: Everything that is wrong, as far as it can be told at once.
+    """
+
+    image: Volume | None
+    label: Volume | None
+    intensity: Intensity | None
+    problems: tuple[DataError, ...]
 
 
 def read_case(card: Card, raw_case: RawCase) -> tuple[Volume, Volume]:
@@ -24,33 +53,36 @@ def read_case(card: Card, raw_case: RawCase) -> tuple[Volume, Volume]:
         raw_case: One of its cases.
 
     Returns:
-        The image (float32 HU) and the label map (the file's own values), on one grid.
+        The image (float32 HU) and the label map (values as in the card), on one grid.
 
     Raises:
         DataError: The first problem found.
     """
-    image, label = read_image(raw_case.image), read_label(raw_case.label)
-    for problem in [*_place_problems(raw_case, image, label), *_value_problems(card, raw_case, label)]:
+    found = examine(card, raw_case)
+    for problem in found.problems:
         raise problem
-    return image, label
+    return found.image, found.label
 
 
-def find_problems(card: Card, raw_case: RawCase) -> list[DataError]:
-    """Every problem of a raw case that can be told at once; see `read_case`."""
-    problems, image, label = [], None, None
-    try:
-        image = read_image(raw_case.image)
-    except DataError as error:
-        problems.append(error)
-    try:
-        label = read_label(raw_case.label)
-    except DataError as error:
-        problems.append(error)
+def examine(card: Card, raw_case: RawCase) -> Examined:
+    """Read a raw case, each of its files once, and list every problem that can be told at once.
+
+    Wrong are: a file that cannot be read, image and label map on two grids, an image that is not in HU, and
+    values that the card does not list.
+    """
+    problems: list[DataError] = []
+    image = _read(lambda: read_image(raw_case.image, card.files.series), problems)
+    label = _read(lambda: read_label(raw_case.label), problems)
+    intensity = None
+    if image is not None:
+        same_shape = label is not None and label.array.shape == image.array.shape
+        intensity = measure_intensity(image.array, label.array if same_shape else None)
+        problems.extend(_intensity_problems(raw_case, intensity))
     if image is not None and label is not None:
         problems.extend(_place_problems(raw_case, image, label))
     if label is not None:
         problems.extend(_value_problems(card, raw_case, label))
-    return problems
+    return Examined(image, label, intensity, tuple(problems))
 
 
 def label_values(array: np.ndarray) -> list[int]:
@@ -67,32 +99,68 @@ def label_values(array: np.ndarray) -> list[int]:
 
 
 def order_notes(card: Card, label: Volume) -> tuple[str, ...]:
-    """Say where organs are in the wrong order in world x: sides swapped in the file, or situs inversus.
+    """Say where organs are in the wrong order in the world: axes swapped in the file, or situs inversus.
+
+    Looked at are left and right (liver and spleen, and every `left_x` and `right_x`), front and back, head
+    and feet (kidneys against liver, spleen and pancreas).
 
     Args:
         card: The dataset's card.
-        label: A label map with the file's own values.
+        label: A label map with the values of the card.
 
     Returns:
         One note for each pair in the wrong order; none where an organ is absent.
     """
-    centres = {}
-    for organ in card.annotated:
-        values = [value for value, names in card.labels.items() if names == [organ]]
-        profile = sum(
-            (np.count_nonzero(label.array == value, axis=(0, 1)) for value in values), np.zeros(1, int)
-        )
-        if profile.any():
-            centres[organ] = float(profile @ np.arange(len(profile)) / profile.sum())
-    pairs = [("spleen", "liver")]
-    pairs += [
+    centres = _organ_centres_mm(card, label)
+    sides = [
         (name, "right_" + name.removeprefix("left_")) for name in card.annotated if name.startswith("left_")
     ]
-    return tuple(
-        f"{right} lies left of {left}: left and right may be swapped"
-        for left, right in pairs
-        if left in centres and right in centres and centres[right] < centres[left]
-    )
+    notes = []
+    for swapped, (axis, margin_mm, pairs) in _ORDER.items():
+        for first, second in [*pairs, *(sides if axis == 2 else [])]:
+            if not {first, second} <= centres.keys():
+                continue
+            if centres[second][axis] < centres[first][axis] - margin_mm:
+                notes.append(f"{second} lies {_WORDS[swapped]} {first}: {swapped} may be swapped")
+    return tuple(notes)
+
+
+def _organ_centres_mm(card: Card, label: Volume) -> dict[str, np.ndarray]:
+    """Centre of each organ that has a value of its own, `(z, y, x)` in mm from the first voxel."""
+    boxes = ndimage.find_objects(label.array)
+    centres = {}
+    for organ in card.annotated:
+        total, moment = 0, np.zeros(3)
+        for value, names in card.labels.items():
+            box = boxes[value - 1] if names == [organ] and value <= len(boxes) else None
+            if box is None:
+                continue
+            mask = label.array[box] == value
+            total += np.count_nonzero(mask)
+            for axis in range(3):
+                profile = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
+                moment[axis] += profile @ (np.arange(len(profile)) + box[axis].start)
+        if total:
+            centres[organ] = moment / total * label.spacing_mm
+    return centres
+
+
+def _read(read: Callable[[], Volume], problems: list[DataError]) -> Volume | None:
+    try:
+        return read()
+    except DataError as error:
+        problems.append(error)
+        return None
+
+
+def _intensity_problems(raw_case: RawCase, intensity: Intensity) -> list[DataError]:
+    """The image must be in HU."""
+    found = intensity_problem(intensity)
+    if found is None:
+        return []
+    problem, remedy = found
+    remedy = f"{remedy}; or list the case under `exclude:` with a reason"
+    return [DataError(raw_case.image, f"{raw_case.dataset}, {raw_case.name}: {problem}", remedy)]
 
 
 def _place_problems(raw_case: RawCase, image: Volume, label: Volume) -> list[DataError]:

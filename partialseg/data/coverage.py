@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from partialseg.data.cards import Card, RawCase
-from partialseg.data.checks import find_problems, read_case
-from partialseg.data.classes import class_names
+from partialseg.data.cards import Card, assign_splits
+from partialseg.data.check_page import as_html, choose_pictures
+from partialseg.data.classes import MAX_ORGANS, class_names
+from partialseg.data.dataset_checks import MAX_DEVIATIONS, MIN_CASES, MIN_FACTOR, card_notes, outlier_notes
+from partialseg.data.duplicates import Duplicate, find_duplicates
+from partialseg.data.inspect_case import InspectedCase, InspectTask, inspect_case
 from partialseg.data.prepare import choose_organs, list_raw_cases
-from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.errors import DataError
 from partialseg.files import write_json, write_text
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
+
+OUTLIER_RULE = (
+    f"A volume stands out if its logarithm lies more than {MAX_DEVIATIONS:g} standard deviations (1.4826 times "
+    f"the median absolute deviation) from the median, and it is at least {MIN_FACTOR:g} times larger or smaller "
+    f"than the median: of its dataset, or of all datasets where its own has fewer than {MIN_CASES} cases with "
+    f"the organ. With fewer than {MIN_CASES} in all, nothing is compared."
+)
 
 
 @dataclass(frozen=True)
@@ -26,120 +36,183 @@ class CheckResult:
     """What `check` found.
 
     Attributes:
-        report: Plain values, as in `check.json`: `classes`, `datasets`, `coverage` (organ, then dataset:
-            annotated, cases, with_voxels, mean_ml), `cases`, `problems`.
+        report: Plain values, as in `check.json`:
+
+            - `classes`: background, then the organs.
+            - `organs`: for each organ `datasets` (those with a good case in which it is annotated) and `note`
+              (there is none, or one alone; or null).
+            - `datasets`: for each `name`, `title`, `source`, `licence`, `cases` (found), `good_cases`
+              (without a problem), `labelled_as_published` (or null), `fully_annotated`, `notes`.
+            - `coverage`: organ, then dataset: `annotated`; `cases` (good ones in which the organ is
+              annotated), `with_voxels` (those that have it), `voxels` (in all of them), `mean_ml`,
+              `lowest_ml`, `highest_ml` (over those that have it; null where none has), `outliers` (names of
+              cases).
+            - `outlier_rule`: when a volume stands out, in words.
+            - `duplicates`: for each pair `first` and `second` (`dataset`, `case`, `split`), `same` (what is),
+              `leakage` (one is for training, the other for testing).
+            - `cases`: for each `dataset`, `name`, `split`, `image`, `label` (paths), `good`, `shape` and
+              `spacing_mm` (z, y, x), `axes` (of the file, as in "LPS"), `intensity` (`lowest`, `highest`,
+              `p1`, `median`, `p99`, in HU, and further figures; see `partialseg.data.intensity`),
+              `label_type`, `values`, `annotated`, `voxels` and `volumes_ml` (by organ), `unsure_ml` (one of
+              several organs), `cut_off` (organs that reach the first or last slice), `notes`.
+            - `problems`: for each `path`, `problem`, `remedy`, and the `dataset` and `case` (null where it is
+              about a whole dataset).
         problems: What is wrong, each naming its file.
     """
 
     report: dict[str, Any]
     problems: list[DataError]
 
+    @property
+    def num_notes(self) -> int:
+        """How many notes there are, on organs, datasets and cases."""
+        report = self.report
+        of_organs = sum(entry["note"] is not None for entry in report["organs"].values())
+        return of_organs + sum(len(entry["notes"]) for entry in (*report["datasets"], *report["cases"]))
 
-@dataclass(frozen=True)
-class CheckTask:
-    """Everything that is needed to check one case, on whatever machine."""
-
-    card: Card
-    raw: RawCase
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CheckedCase:
-    """What one raw case holds.
-
-    Attributes:
-        dataset, name: Which case.
-        shape: `(depth, height, width)` in canonical axes.
-        spacing_mm: `(z, y, x)`.
-        volumes_ml: Volume of each annotated organ; 0 where it is absent, or where its side is not told.
-        unsure_ml: Volume that is one of several organs.
-        notes: What was noticed.
-        problems: What is wrong; if anything is, all else is empty.
-    """
-
-    dataset: str
-    name: str
-    shape: tuple[int, ...] = ()
-    spacing_mm: tuple[float, ...] = ()
-    volumes_ml: dict[str, float] | None = None
-    unsure_ml: float = 0.0
-    notes: tuple[str, ...] = ()
-    problems: tuple[DataError, ...] = ()
+    @property
+    def leakage(self) -> list[str]:
+        """A line for each scan that is in training and in testing data."""
+        pairs = [(pair["first"], pair["second"]) for pair in self.report["duplicates"] if pair["leakage"]]
+        return [" is the same scan as ".join(map(_case_in_words, pair)) for pair in pairs]
 
 
 def check(
-    cards: Sequence[Card], raw: str | Path, out: str | Path | None = None, jobs: int | None = None
+    cards: Sequence[Card],
+    raw: str | Path,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    organs: Sequence[str] | None = None,
 ) -> CheckResult:
-    """Read every raw case of some datasets and say what is there and what is wrong.
+    """Read every raw case of some datasets and say what is there, what is wrong, and what is unusual.
+
+    Problems are what makes a case useless; `partialseg prepare` would leave it out. Notes are what a person
+    should look at; each noted case has a picture on the page.
 
     Args:
         cards: The datasets' cards.
         raw: A folder that holds one or several raw datasets.
         out: Where to write `check.json` and `check.html`; None for nowhere.
         jobs: Cases at a time; None for one per usable core.
+        organs: The class list, in order; None for all that any card annotates.
 
     Raises:
-        DataError: If two cards have the same name.
+        DataError: If two cards have the same name, or there are more than 64 organs.
+        ValueError: If an organ is named twice.
     """
+    classes = _class_list(cards, organs)
     found, problems = list_raw_cases(cards, raw)
-    classes = class_names(choose_organs(cards))
-    tasks = [CheckTask(card, raw_case, classes) for card, raw_cases in found for raw_case in raw_cases]
-    checked = []
-    outcomes = run_tasks(check_case, tasks, where=lambda task: str(task.raw.image), jobs=jobs)
-    for task, outcome in track(outcomes, "check", total=len(tasks)):
-        if isinstance(outcome, DataError):
-            outcome = CheckedCase(task.raw.dataset, task.raw.name, problems=(outcome,))
-        checked.append(outcome)
-    checked.sort(key=lambda case: (case.dataset, case.name))
-    problems += [problem for case in checked for problem in case.problems]
-    report = {
-        "classes": list(classes),
-        "datasets": [_describe(card, classes, checked) for card in cards],
-        "coverage": {
-            organ: {card.name: _cover(organ, card, checked) for card in cards} for organ in classes[1:]
-        },
-        "cases": [_entry(case) for case in checked],
-        "problems": [{"path": p.path, "problem": p.problem, "remedy": p.remedy} for p in problems],
-    }
-    if out is not None:
-        write_json(Path(out) / "check.json", report)
-        write_text(Path(out) / "check.html", as_html(report))
+    tasks = [InspectTask(card, raw_case, classes) for card, raw_cases in found for raw_case in raw_cases]
+    with tempfile.TemporaryDirectory(prefix="partialseg-check-") as pictures:
+        if out is not None:
+            tasks = [
+                dataclasses.replace(task, thumbnail=Path(pictures) / f"{number}.png")
+                for number, task in enumerate(tasks)
+            ]
+        cases = _inspect(tasks, jobs)
+        problems += [problem for case in cases.values() for problem in case.problems]
+        report = _report(cards, raw, classes, tasks, cases, problems)
+        if out is not None:
+            write_json(Path(out) / "check.json", report)
+            files = {(task.raw.dataset, task.raw.name): task.thumbnail for task in tasks}
+            write_text(Path(out) / "check.html", as_html(report, choose_pictures(report, files)))
     return CheckResult(report, problems)
 
 
-def check_case(task: CheckTask) -> CheckedCase:
-    """Read one raw case and measure its organs."""
-    try:
-        image, label = read_case(task.card, task.raw)
-    except DataError as error:
-        problems = tuple(find_problems(task.card, task.raw)) or (error,)
-        return CheckedCase(task.raw.dataset, task.raw.name, problems=problems)
-    values, notes = to_prepared_values(label, task.card, task.classes, task.raw.name)
-    table = prepared_values(task.card, task.classes)
-    millilitres = np.bincount(values.ravel(), minlength=len(table)) * float(np.prod(label.spacing_mm)) / 1000
-    annotated = [organ for organ in task.classes if organ in task.card.annotated]
-    unsure = [row.sum() > 1 and not row[0] for row in table]
-    return CheckedCase(
-        dataset=task.raw.dataset,
-        name=task.raw.name,
-        shape=image.array.shape,
-        spacing_mm=image.spacing_mm,
-        volumes_ml={organ: float(millilitres[task.classes.index(organ)]) for organ in annotated},
-        unsure_ml=float(millilitres[unsure].sum()),
-        notes=notes,
+def _class_list(cards: Sequence[Card], organs: Sequence[str] | None) -> tuple[str, ...]:
+    chosen = tuple(organs) if organs is not None else choose_organs(cards)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"expected different organs, received {list(chosen)}")
+    if len(chosen) > MAX_ORGANS:
+        raise DataError(
+            cards[-1].path,
+            f"with it, the cards annotate {len(chosen)} organs, expected {MAX_ORGANS} at most",
+            "choose the organs with --organ",
+        )
+    return class_names(chosen)
+
+
+def _inspect(tasks: Sequence[InspectTask], jobs: int | None) -> dict[tuple[str, str], InspectedCase]:
+    """Every case inspected, in the order of datasets and names."""
+    cases = {}
+    outcomes = run_tasks(inspect_case, tasks, where=lambda task: str(task.raw.image), jobs=jobs)
+    for task, outcome in track(outcomes, "check", total=len(tasks)):
+        if isinstance(outcome, DataError):
+            outcome = InspectedCase(task.raw.dataset, task.raw.name, problems=(outcome,))
+        cases[outcome.dataset, outcome.name] = outcome
+    return dict(sorted(cases.items()))
+
+
+def _report(
+    cards: Sequence[Card],
+    raw: str | Path,
+    classes: tuple[str, ...],
+    tasks: Sequence[InspectTask],
+    cases: Mapping[tuple[str, str], InspectedCase],
+    problems: Sequence[DataError],
+) -> dict[str, Any]:
+    """Everything that was found, as plain values."""
+    checked = [*cases.values()]
+    splits: dict[tuple[str, str], str] = {}
+    for card in cards:
+        names = [name for dataset, name in cases if dataset == card.name]
+        splits |= {(card.name, name): split for name, split in assign_splits(card, names).items()}
+    duplicates = find_duplicates(
+        {key: case.image for key, case in cases.items()},
+        {key: case.label for key, case in cases.items()},
+        splits,
     )
+    outliers = outlier_notes(checked, classes[1:])
+    notes = _notes_of_cases(cases, outliers, duplicates)
+    tasks_of = {(task.raw.dataset, task.raw.name): task for task in tasks}
+    coverage = {
+        organ: {card.name: _cover(organ, card, checked, outliers) for card in cards} for organ in classes[1:]
+    }
+    owners = {str(problem): case for case in checked for problem in case.problems}
+    return {
+        "classes": list(classes),
+        "organs": {organ: _describe_organ(coverage[organ]) for organ in classes[1:]},
+        "datasets": [_describe_dataset(card, classes, raw, checked) for card in cards],
+        "coverage": coverage,
+        "outlier_rule": OUTLIER_RULE,
+        "duplicates": [_describe_duplicate(pair, splits) for pair in duplicates],
+        "cases": [
+            _describe_case(case, tasks_of[key], splits[key], notes[key]) for key, case in cases.items()
+        ],
+        "problems": [_describe_problem(problem, owners.get(str(problem))) for problem in problems],
+    }
 
 
-def as_html(report: dict[str, Any]) -> str:
-    """The report as one self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("partialseg.data", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("coverage.html.jinja").render(**report)
+def _notes_of_cases(
+    cases: Mapping[tuple[str, str], InspectedCase],
+    outliers: Mapping[tuple[str, str], Mapping[str, str]],
+    duplicates: Sequence[Duplicate],
+) -> dict[tuple[str, str], list[str]]:
+    """Notes of each case: its own, then those from the comparison with other cases."""
+    notes = {key: [*case.notes, *outliers.get(key, {}).values()] for key, case in cases.items()}
+    for pair in duplicates:
+        leak = "leakage, one is for training and the other for testing: " if pair.leakage else ""
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            notes[one].append(f"{leak}same {pair.same} as {' '.join(other)}")
+    return notes
 
 
-def _describe(card: Card, classes: Sequence[str], checked: Sequence[CheckedCase]) -> dict[str, Any]:
+def _describe_organ(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One organ in the report, from its row of the coverage matrix."""
+    names = [name for name, cell in row.items() if cell["cases"]]
+    note = None
+    if not names:
+        note = "annotated in no case here: a network learns nothing about it"
+    elif len(names) == 1 and len(row) > 1:
+        note = (
+            f"{names[0]} alone annotates it: a network sees it in the scans of one source only (domain shift)"
+        )
+    return {"datasets": names, "note": note}
+
+
+def _describe_dataset(
+    card: Card, classes: Sequence[str], raw: str | Path, checked: Sequence[InspectedCase]
+) -> dict[str, Any]:
     """One dataset in the report."""
     cases = [case for case in checked if case.dataset == card.name]
     return {
@@ -151,31 +224,76 @@ def _describe(card: Card, classes: Sequence[str], checked: Sequence[CheckedCase]
         "good_cases": sum(not case.problems for case in cases),
         "labelled_as_published": card.counts.get("labelled"),
         "fully_annotated": set(classes[1:]) <= set(card.annotated),
+        "notes": card_notes(card, raw, cases),
     }
 
 
-def _cover(organ: str, card: Card, checked: Sequence[CheckedCase]) -> dict[str, Any]:
+def _cover(
+    organ: str,
+    card: Card,
+    checked: Sequence[InspectedCase],
+    outliers: Mapping[tuple[str, str], Mapping[str, str]],
+) -> dict[str, Any]:
     """One cell of the coverage matrix."""
-    cases = [case for case in checked if case.dataset == card.name and not case.problems]
-    annotated = organ in card.annotated
-    volumes = [case.volumes_ml[organ] for case in cases if annotated and case.volumes_ml[organ] > 0]
+    cases = [case for case in checked if case.dataset == card.name and organ in case.volumes_ml]
+    volumes = [case.volumes_ml[organ] for case in cases if case.voxels[organ]]
     return {
-        "annotated": annotated,
-        "cases": len(cases) if annotated else 0,
+        "annotated": organ in card.annotated,
+        "cases": len(cases),
         "with_voxels": len(volumes),
+        "voxels": sum(case.voxels[organ] for case in cases),
         "mean_ml": float(np.mean(volumes)) if volumes else None,
+        "lowest_ml": min(volumes, default=None),
+        "highest_ml": max(volumes, default=None),
+        "outliers": [case.name for case in cases if organ in outliers.get((case.dataset, case.name), {})],
     }
 
 
-def _entry(case: CheckedCase) -> dict[str, Any]:
+def _describe_duplicate(pair: Duplicate, splits: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """One pair of cases in the report."""
+    first, second = (
+        {"dataset": dataset, "case": name, "split": splits[dataset, name]}
+        for dataset, name in (pair.first, pair.second)
+    )
+    return {"first": first, "second": second, "same": pair.same, "leakage": pair.leakage}
+
+
+def _describe_case(
+    case: InspectedCase, task: InspectTask, split: str, notes: Sequence[str]
+) -> dict[str, Any]:
     """One case in the report."""
     return {
         "dataset": case.dataset,
         "name": case.name,
+        "split": split,
+        "image": str(task.raw.image),
+        "label": str(task.raw.label),
+        "good": not case.problems,
         "shape": list(case.shape),
         "spacing_mm": list(case.spacing_mm),
-        "volumes_ml": case.volumes_ml or {},
+        "axes": case.axes,
+        "intensity": None if case.intensity is None else dataclasses.asdict(case.intensity),
+        "label_type": case.label_type,
+        "values": list(case.values),
+        "annotated": list(task.card.annotated_in(case.name)),
+        "voxels": case.voxels,
+        "volumes_ml": case.volumes_ml,
         "unsure_ml": case.unsure_ml,
-        "notes": list(case.notes),
-        "good": not case.problems,
+        "cut_off": list(case.cut_off),
+        "notes": list(notes),
     }
+
+
+def _describe_problem(problem: DataError, case: InspectedCase | None) -> dict[str, Any]:
+    """One problem in the report."""
+    return {
+        "path": problem.path,
+        "problem": problem.problem,
+        "remedy": problem.remedy,
+        "dataset": None if case is None else case.dataset,
+        "case": None if case is None else case.name,
+    }
+
+
+def _case_in_words(case: Mapping[str, str]) -> str:
+    return f"{case['dataset']} {case['case']} ({case['split']})"

@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 
 from partialseg.data.cards import RawCase, read_card
-from partialseg.data.checks import find_problems, label_values, order_notes, read_case
+from partialseg.data.checks import examine, label_values, order_notes, read_case
 from partialseg.data.volumes import read_label
 from partialseg.errors import DataError
 
 AFFINE = np.array([[-0.8, 0, 0, 90], [0, 0.8, 0, -120], [0, 0, 3, -700], [0, 0, 0, 1.0]])
+
+
+def noise(shape=(6, 5, 4)):
+    """Soft tissue."""
+    return np.random.default_rng(0).normal(40, 30, shape).astype(np.int16)
 
 
 @pytest.fixture
@@ -20,7 +25,7 @@ def card():
 @pytest.fixture
 def write_case(tmp_path):
     def write(image=None, label=None, image_affine=AFFINE, label_affine=AFFINE):
-        image = np.full((6, 5, 4), 40, np.int16) if image is None else image
+        image = noise() if image is None else image
         label = np.ones((6, 5, 4), np.uint8) if label is None else label
         case = RawCase("msd_liver", "liver_7", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
         nib.save(nib.Nifti1Image(image, image_affine), case.image)
@@ -39,11 +44,11 @@ def _moved(row, column, by):
 def test_a_good_case_is_read(card, write_case):
     image, label = read_case(card, write_case())
     assert image.array.shape == label.array.shape == (4, 5, 6)
-    assert find_problems(card, write_case()) == []
+    assert examine(card, write_case()).problems == ()
 
 
 def test_an_annotated_organ_that_is_absent_is_no_problem(card, write_case):
-    assert find_problems(card, write_case(label=np.zeros((6, 5, 4), np.uint8))) == []
+    assert examine(card, write_case(label=np.zeros((6, 5, 4), np.uint8))).problems == ()
 
 
 def test_the_same_grid_in_another_axis_order_is_no_problem(card, write_case):
@@ -56,7 +61,7 @@ def test_the_same_grid_in_another_axis_order_is_no_problem(card, write_case):
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 1), (2, 3)])
 def test_rounding_in_an_affine_is_no_problem(card, write_case, place):
-    assert find_problems(card, write_case(label_affine=_moved(*place, 1e-5))) == []
+    assert examine(card, write_case(label_affine=_moved(*place, 1e-5))).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -94,17 +99,17 @@ def test_a_value_that_the_card_does_not_list_is_named_with_the_remedy(card, writ
 
 
 def test_all_problems_are_found_at_once(card, write_case):
-    image = np.full((6, 5, 4), 40, np.float32)
+    image = noise().astype(np.float32)
     image[0, 0, 0] = np.nan
-    problems = find_problems(card, write_case(image=image, label=np.full((6, 5, 4), 3, np.uint8)))
+    problems = examine(card, write_case(image=image, label=np.full((6, 5, 4), 3, np.uint8))).problems
     assert [problem.path.rsplit("/", 1)[-1] for problem in problems] == ["image.nii.gz", "label.nii.gz"]
-    problems = find_problems(card, write_case(label=np.full((6, 5, 3), 3, np.uint8)))
+    problems = examine(card, write_case(label=np.full((6, 5, 3), 3, np.uint8))).problems
     assert ["shape" in problems[0].problem, "value 3" in problems[1].problem] == [True, True]
 
 
 def test_missing_files_are_found(card, tmp_path):
     case = RawCase("msd_liver", "liver_7", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
-    assert len(find_problems(card, case)) == 2
+    assert len(examine(card, case).problems) == 2
     with pytest.raises(DataError, match=r"image.nii.gz: there is no such file"):
         read_case(card, case)
 
