@@ -8,6 +8,7 @@ damaged it prints a line and returns whatever was in memory.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import re
 import sys
@@ -57,11 +58,18 @@ class _Payload:
         path: The file that holds them.
         start: Its first byte that may be theirs.
         encoding: "raw", "gzip" (NRRD) or "zlib" (MetaImage).
+        num_bytes: Compressed bytes; for MetaImage alone.
     """
 
     path: Path
     start: int
     encoding: str
+    num_bytes: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Name of the format."""
+        return "NRRD" if self.path.suffix.lower() == ".nrrd" else "MetaImage"
 
 
 def read_itk(path: Path) -> StoredVoxels:
@@ -78,10 +86,6 @@ def read_itk(path: Path) -> StoredVoxels:
             claims more voxels than its file can hold, or does not say how its axes lie; if SimpleITK is not
             installed.
     """
-    if not path.is_file():
-        raise DataError(
-            path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
-        )
     is_nrrd = path.name.lower().endswith(".nrrd")
     fields, start = _read_fields(path, is_nrrd)
     payload = (_check_nrrd if is_nrrd else _check_meta_image)(fields, start, path)
@@ -92,7 +96,7 @@ def read_itk(path: Path) -> StoredVoxels:
     try:
         with _quiet_itk(simpleitk):
             reader.ReadImageInformation()
-            shape, affine = _check_header(simpleitk, reader, fields, payload, path)
+            shape, affine = _check_header(simpleitk, reader, payload, path)
             array = simpleitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[-1].rpartition("[nrrd]")[2] if is_nrrd else "by SimpleITK"
@@ -133,7 +137,7 @@ def _read_fields(path: Path, is_nrrd: bool) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         if is_nrrd and not file.readline(_MAX_HEADER_BYTES).startswith(b"NRRD000"):
-            raise DataError(path, "cannot be read as NRRD (it has no such header)", _DOWNLOAD)
+            raise DataError(path, "is no NRRD file (it has no such header)", _DOWNLOAD)
         while file.tell() < _MAX_HEADER_BYTES:
             line = file.readline(_MAX_HEADER_BYTES).decode("latin-1")
             name, separator, value = line.partition(":" if is_nrrd else "=")
@@ -147,17 +151,25 @@ def _read_fields(path: Path, is_nrrd: bool) -> tuple[dict[str, str], int]:
             if not is_nrrd and name.strip() == "ElementDataFile":
                 return fields, file.tell()
     kind = "NRRD" if is_nrrd else "MetaImage"
-    raise DataError(path, f"cannot be read as {kind} (its header has no end)", _DOWNLOAD)
+    raise DataError(path, f"is no {kind} file (its header has no end)", _DOWNLOAD)
 
 
 def _check_nrrd(fields: dict[str, str], start: int, path: Path) -> _Payload:
     """Refuse what SimpleITK would guess at."""
-    if "data file" in fields or "datafile" in fields:
-        raise DataError(path, "names another file for its voxels, expected one file", "save it as one .nrrd")
+    named = fields.get("data file", fields.get("datafile"))
+    if named is not None:
+        raise DataError(
+            path,
+            f"takes its voxels from {named}, which may lie outside of its folder; expected them in this file",
+            "move them into it",
+        )
     encoding = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(fields.get("encoding", "").lower())
     if encoding is None:
         found = fields.get("encoding", "missing")
         raise DataError(path, f"its encoding is {found}, expected raw or gzip", _CONVERT)
+    skipped = {fields.get(name, "0") for name in ("byte skip", "byteskip", "line skip", "lineskip")} - {"0"}
+    if skipped and encoding == "gzip":
+        raise DataError(path, "skips bytes or lines before compressed voxels, expected none", _CONVERT)
     space = fields.get("space", "missing")
     if space.lower() not in _NRRD_SPACES or "space directions" not in fields:
         raise DataError(
@@ -200,7 +212,7 @@ def _check_meta_image(fields: dict[str, str], start: int, path: Path) -> _Payloa
             f"{data.name} holds {stored}",
             _DOWNLOAD,
         )
-    return _Payload(data, start, "zlib")
+    return _Payload(data, start, "zlib", int(size))
 
 
 def _number(text: str, path: Path) -> float:
@@ -215,18 +227,20 @@ def _data_file(named: str, path: Path) -> Path:
     parts = PurePosixPath(named.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", named):
         raise DataError(
-            path, f"its voxels are said to be in {named}, outside of its folder", "put both into one folder"
+            path, f"its voxels are said to be in {named}, outside of its folder", "move them beside it"
         )
     if named.upper().startswith("LIST") or "%" in named:
         raise DataError(path, f"its voxels are in several files ({named}), expected one", _CONVERT)
     data = path.parent / parts
     if not data.is_file():
-        raise DataError(path, f"its voxels are said to be in {named}, which is not there", "put it beside it")
+        raise DataError(
+            path, f"its voxels are said to be in {named}, a file that is not there", "put it beside it"
+        )
     return data
 
 
 def _check_header(
-    simpleitk: ModuleType, reader: object, fields: dict[str, str], payload: _Payload, path: Path
+    simpleitk: ModuleType, reader: object, payload: _Payload, path: Path
 ) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine of what SimpleITK is about to read, and that the file can hold it."""
     shape = check_shape(reader.GetSize(), path)
@@ -241,11 +255,9 @@ def _check_header(
     check_dtype(dtype, path)
     promised = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     stored = payload.path.stat().st_size - payload.start
-    check_stored_bytes(promised, stored, payload.encoding != "raw", path)
-    if payload.encoding == "zlib":
-        with payload.path.open("rb") as file:
-            file.seek(payload.start)
-            _check_inflates(file, int(fields["compresseddatasize"]), promised, path)
+    check_stored_bytes(promised, stored, payload.encoding != "raw", payload.kind, path)
+    if payload.encoding != "raw":
+        _check_inflates(payload, promised, path)
     affine = np.eye(4)
     dimension = reader.GetDimension()
     direction = np.reshape(reader.GetDirection(), (dimension, dimension))[:3, :3]
@@ -256,25 +268,57 @@ def _check_header(
     return shape, affine
 
 
-def _check_inflates(file: BinaryIO, num_bytes: int, promised: int, path: Path) -> None:
-    """Decompress without keeping anything: damaged voxels are an error, and more than promised, too."""
-    inflater = zlib.decompressobj(47)  # of zlib or gzip
-    left, done = num_bytes, 0
+def _check_inflates(payload: _Payload, promised: int, path: Path) -> None:
+    """Decompress without keeping anything: damaged voxels are an error, and fewer or more than promised, too."""
+    done = 0
     try:
-        while not inflater.eof and done <= promised + MAX_TAIL_BYTES:
-            chunk = inflater.unconsumed_tail or file.read(min(_CHUNK_BYTES, left))
-            if not chunk:
-                done += len(inflater.flush())
-                break
-            if not inflater.unconsumed_tail:
-                left -= len(chunk)
-            done += len(inflater.decompress(chunk, _CHUNK_BYTES))
-    except zlib.error as error:
-        raise DataError(path, f"its compressed voxels are damaged ({error})", "download it again") from error
-    if done != promised or not inflater.eof:
+        with payload.path.open("rb") as file:
+            file.seek(payload.start)
+            chunks = _gunzipped(file) if payload.encoding == "gzip" else _inflated(file, payload.num_bytes)
+            for chunk in chunks:
+                done += len(chunk)
+                if done > promised + MAX_TAIL_BYTES:
+                    break
+    except EOFError:
+        done = min(done, promised - 1)
+    except (OSError, zlib.error) as error:
         raise DataError(
             path,
-            f"its compressed voxels hold {done} bytes{' or more' * (done > promised)}, "
-            f"its header promises {promised}",
+            f"its compressed voxels are damaged ({error}), expected a right checksum",
+            "download it again",
+        ) from error
+    if done < promised:
+        raise DataError(
+            path,
+            f"is cut short ({done} bytes of voxels), its header promises {promised} bytes",
             "download it again",
         )
+    if done > promised + MAX_TAIL_BYTES:
+        raise DataError(
+            path,
+            f"holds more than the {promised} bytes of voxels that its header promises, expected its end there",
+            _DOWNLOAD,
+        )
+
+
+def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
+    """The content of a gzip stream."""
+    with gzip.GzipFile(fileobj=file) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _inflated(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    """The content of a zlib stream of so many bytes."""
+    inflater = zlib.decompressobj(47)  # zlib or gzip, as MetaImage allows
+    while not inflater.eof:
+        packed = inflater.unconsumed_tail
+        if not packed:
+            packed = file.read(min(_CHUNK_BYTES, num_bytes))
+            num_bytes -= len(packed)
+        if not packed:
+            yield inflater.flush()
+            if not inflater.eof:
+                raise EOFError
+            return
+        yield inflater.decompress(packed, _CHUNK_BYTES)

@@ -27,6 +27,8 @@ from partialseg.data.voxel_files import (
     check_dtype,
     check_shape,
     check_stored_bytes,
+    is_html,
+    shown_shape,
 )
 from partialseg.errors import DataError
 
@@ -39,6 +41,8 @@ ORIGIN_TOLERANCE, CORNER_TOLERANCE = 0.1, 1.0
 
 _DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 _CHUNK_BYTES = 1 << 20
+#: The first of these bytes says that extensions follow; programs that leave something else there do not mean it.
+_HAS_EXTENSIONS = b"\1\0\0\0"
 
 
 def read_nifti(path: Path) -> StoredVoxels:
@@ -57,18 +61,20 @@ def read_nifti(path: Path) -> StoredVoxels:
         DataError: If it is missing, damaged or not NIfTI; if its header promises what cannot be, or does not
             say where the voxels lie.
     """
-    if not path.is_file():
-        raise DataError(
-            path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
-        )
     try:
         with _quiet_nibabel(), _open(path) as (stream, compressed):
             return _read(stream, compressed, path)
-    except DataError:
+    except (DataError, PermissionError):
         raise
+    except EOFError as error:
+        raise DataError(
+            path,
+            "is cut short (its gzip stream has no end), expected a whole NIfTI file",
+            "download it again",
+        ) from error
     except _DAMAGED as error:
         raise DataError(
-            path, f"cannot be read as NIfTI, or is cut short ({error})", "download or convert it again"
+            path, f"is damaged ({error}; expected a NIfTI file with the right checksum)", "download it again"
         ) from error
 
 
@@ -103,12 +109,17 @@ def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
     shape = check_shape(raw["dim"][1 : int(raw["dim"][0]) + 1], path)
     dtype = header.get_data_dtype()
     check_dtype(dtype, path)
-    _check_bits(raw, dtype, path)
+    if int(raw["bitpix"]) != 8 * dtype.itemsize:
+        raise DataError(
+            path,
+            f"its header says {dtype} voxels of {raw['bitpix']} bits, expected {8 * dtype.itemsize} bits",
+            "download or convert it again",
+        )
     slope, intercept = _scaling(raw, path)
     affine, notes = _geometry(header, raw, shape, path)
     offset = _voxel_offset(raw, header, path)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    check_stored_bytes(offset + num_bytes, os.fstat(stream.fileno()).st_size, compressed, path)
+    check_stored_bytes(num_bytes, os.fstat(stream.fileno()).st_size, compressed, "NIfTI", path)
     _pass_extensions(stream, start, offset, header, path)
     array = np.empty(shape, dtype=dtype, order="F")
     _fill(stream, memoryview(array.reshape(-1, order="F").view(np.uint8)), path)
@@ -116,7 +127,8 @@ def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
     if len(stream.read(MAX_TAIL_BYTES + 1)) > MAX_TAIL_BYTES:
         raise DataError(
             path,
-            f"goes on after the {num_bytes} bytes of voxels that its header promises (shape {shape}, {dtype})",
+            f"holds more than the {num_bytes} bytes of voxels that its header promises ({shown_shape(shape)}, "
+            f"{dtype}), expected its end there",
             "download or convert it again",
         )
     header["vox_offset"] = 0  # there are no extensions now
@@ -127,13 +139,14 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, nib.Ni
     """The header with nibabel's corrections, the header as it is, and its length in bytes."""
     block = stream.read(nib.Nifti1Header.sizeof_hdr)
     kind = nib.Nifti1Header
-    if nib.Nifti2Header.may_contain_header(block + bytes(nib.Nifti2Header.sizeof_hdr - len(block))):
+    if nib.Nifti2Header.may_contain_header(block.ljust(nib.Nifti2Header.sizeof_hdr, b"\0")):
         kind = nib.Nifti2Header
         block += stream.read(kind.sizeof_hdr - len(block))
+    if not block:
+        raise DataError(path, "is empty, expected a NIfTI file", "download it again")
     if len(block) < kind.sizeof_hdr or not kind.may_contain_header(block):
-        raise DataError(
-            path, "cannot be read as NIfTI (it has no such header)", "download or convert it again"
-        )
+        found = "but an HTML page" if is_html(block) else "(it has no such header)"
+        raise DataError(path, f"is not NIfTI {found}", "download or convert it again")
     raw = kind(block, check=False)
     if raw["magic"].item()[:2] != b"n+":
         raise DataError(
@@ -141,17 +154,11 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, nib.Ni
         )
     if not 1 <= int(raw["dim"][0]) <= 7:
         raise DataError(path, f"claims {raw['dim'][0]} axes, expected three", "download or convert it again")
+    types = nib.nifti1.data_type_codes
+    code = int(raw["datatype"])
+    if code not in types.dtype or not types.dtype[code].itemsize:
+        raise DataError(path, f"holds voxels of type {code}, expected integers or floats", "convert it again")
     return kind(block), raw, len(block)
-
-
-def _check_bits(raw: nib.Nifti1Header, dtype: np.dtype, path: Path) -> None:
-    """Bits a voxel are in the header twice; where they differ, nobody knows which is right."""
-    if int(raw["bitpix"]) != 8 * dtype.itemsize:
-        raise DataError(
-            path,
-            f"its header says {dtype} voxels and {raw['bitpix']} bits a voxel, expected {8 * dtype.itemsize}",
-            "download or convert it again",
-        )
 
 
 def _scaling(raw: nib.Nifti1Header, path: Path) -> tuple[float, float]:
@@ -177,7 +184,7 @@ def _voxel_offset(raw: nib.Nifti1Header, header: nib.Nifti1Header, path: Path) -
     if not (least <= found <= MAX_HEADER_BYTES and found.is_integer()):
         raise DataError(
             path,
-            f"its voxels start at byte {found:g}, expected {least} to {MAX_HEADER_BYTES}",
+            f"its voxels are said to begin at byte {found:.10g}, expected {least} to {MAX_HEADER_BYTES}",
             "download or convert it again",
         )
     return int(found)
@@ -185,15 +192,24 @@ def _voxel_offset(raw: nib.Nifti1Header, header: nib.Nifti1Header, path: Path) -
 
 def _pass_extensions(stream: BinaryIO, start: int, offset: int, header: nib.Nifti1Header, path: Path) -> None:
     """Read on to the voxels; the extensions between must be as long as they say."""
-    between = bytearray(offset - start)
-    _fill(stream, memoryview(between), path)
+    between = stream.read(offset - start)
+    if len(between) < offset - start:
+        raise DataError(
+            path,
+            f"is cut short ({start + len(between)} bytes), its voxels begin at byte {offset}; expected a whole "
+            "NIfTI file",
+            "download it again",
+        )
     at = 4
-    while between[0] and at + 8 <= len(between):
-        size = int(np.frombuffer(between, header.endianness + "i4", 1, at)[0])
-        if size < 8 or at + size > len(between):
+    while between[:4] == _HAS_EXTENSIONS and (at == 4 or at + 8 <= len(between)):
+        room = len(between) - at
+        size = int.from_bytes(
+            between[at : at + 4], "big" if header.endianness == ">" else "little", signed=True
+        )
+        if not 8 <= size <= room:
             raise DataError(
                 path,
-                f"an extension of its header claims {size} bytes, {len(between) - at} are there",
+                f"an extension of its header claims {size} bytes, expected at most the {room} before its voxels",
                 "download or convert it again",
             )
         at += size
@@ -206,7 +222,9 @@ def _fill(stream: BinaryIO, buffer: memoryview, path: Path) -> None:
         num_bytes = stream.readinto(buffer[done : done + _CHUNK_BYTES])
         if not num_bytes:
             raise DataError(
-                path, f"is cut short ({done} bytes, its header promises {len(buffer)})", "download it again"
+                path,
+                f"is cut short ({done} bytes of voxels), its NIfTI header promises {len(buffer)}",
+                "download it again",
             )
         done += num_bytes
 

@@ -12,7 +12,7 @@ import numpy as np
 from partialseg.data.dicom import read_series
 from partialseg.data.itk_files import ITK_SUFFIXES, read_itk
 from partialseg.data.nifti import NIFTI_SUFFIXES, read_nifti
-from partialseg.data.voxel_files import StoredVoxels
+from partialseg.data.voxel_files import StoredVoxels, check_is_file
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 
@@ -86,15 +86,8 @@ def read_image(path: str | Path, series: str | None = None) -> Volume:
     """
     path = Path(path)
     if path.is_dir():
-        array, affine = read_series(path, series)
-        # A view: read_series lays the voxels so.
-        canonical = nib.apply_orientation(array, nib.io_orientation(affine)).T
-        volume = _volume(StoredVoxels(array, affine), canonical, path)
-        orientation = np.array([[0, 1], [1, 1], [2, 1]])
-        return Volume(
-            canonical, volume.affine, Source(path, canonical.shape[::-1], volume.affine, orientation)
-        )
-    stored = _read_file(path)
+        return canonical_volume(*read_series(path, series), path, np.float32)
+    stored = _read_file(path, "scan")
     array = _fill_canonical(stored, np.float32)
     # Whole numbers of up to 8 bytes stay finite unless they are scaled.
     if stored.array.dtype.kind == "f" or (stored.slope, stored.intercept) != (1, 0):
@@ -127,9 +120,28 @@ def read_label(path: str | Path) -> Volume:
             "is a folder, expected one file with the label map",
             "if it holds one mask for each organ, give their names under `labels:` in the card",
         )
-    stored = _read_file(path)
+    stored = _read_file(path, "label map")
     high = _check_whole_numbers(stored, path)
     return _volume(stored, _fill_canonical(stored, np.uint8 if high <= 255 else np.int16), path)
+
+
+def canonical_volume(array: np.ndarray, affine: np.ndarray, path: Path, dtype: type[np.generic]) -> Volume:
+    """A volume of voxels that come without a header of their own, such as DICOM slices.
+
+    Args:
+        array: `(i, j, k)`, numbers.
+        affine: 4 x 4, of that index to world millimetres (RAS+).
+        path: Where they came from.
+        dtype: What the volume's array shall be.
+
+    Returns:
+        A volume whose source is said to be in canonical axes: nothing of the kind needs the way back.
+    """
+    stored = StoredVoxels(array, affine)
+    volume = _volume(stored, _fill_canonical(stored, dtype), path)
+    orientation = np.array([[0, 1], [1, 1], [2, 1]])
+    source = Source(path, volume.array.shape[::-1], volume.affine, orientation)
+    return Volume(volume.array, volume.affine, source)
 
 
 def to_source_axes(array: np.ndarray, volume: Volume) -> np.ndarray:
@@ -179,20 +191,22 @@ def write_label_map(path: str | Path, labels: np.ndarray, like: Volume) -> None:
         nib.save(image, temporary)
 
 
-def _read_file(path: Path) -> StoredVoxels:
-    """A volume by the suffix of its file."""
+def _read_file(path: Path, what: str) -> StoredVoxels:
+    """A volume by the suffix of its file; `what` it should be."""
+    check_is_file(path, what)
     name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
-        return read_nifti(path)
-    if name.endswith(ITK_SUFFIXES):
-        return read_itk(path)
-    if not path.exists():
+    try:
+        if name.endswith(NIFTI_SUFFIXES):
+            return read_nifti(path)
+        if name.endswith(ITK_SUFFIXES):
+            return read_itk(path)
+    except PermissionError as error:
         raise DataError(
-            path, "there is no such file", "put it there, or list the case under `exclude:` in the card"
-        )
+            path, "may not be read, expected a file that you can read", "give yourself the permission"
+        ) from error
     raise DataError(
         path,
-        f"is of a format that is not read; expected {', '.join(SUFFIXES)} or a folder of DICOM slices",
+        f"is of a format that is not read, expected {', '.join(SUFFIXES)} or a folder of DICOM slices",
         "convert it to .nii.gz",
     )
 

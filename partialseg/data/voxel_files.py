@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 
 from partialseg.errors import DataError
 
-#: Larger volumes are refused before memory is taken: 512 x 512 x 4096, twice the longest whole-body CT; 4 GiB
-#: as float32.
-MAX_VOXELS = 2**30
+#: Larger volumes are refused before memory is taken. 1024 x 1024 x 953 is beyond any whole-body CT, and 4 GB as
+#: float32.
+MAX_VOXELS = 10**9
 #: deflate cannot make its output more than 1032 times as large as its input, so a header that promises more
 #: lies (https://zlib.net/zlib_tech.html).
 MAX_DEFLATE_RATIO = 1032
-#: Bytes that may follow the voxels; a file that goes on for longer is not what its header says.
-MAX_TAIL_BYTES = 1 << 16
+#: Bytes that may follow the voxels, since some programs fill up a block; a file that goes on is not what its
+#: header says.
+MAX_TAIL_BYTES = 4096
 #: Cosine between two axes above which an affine counts as sheared; rounding in headers stays below it.
 SHEAR_TOLERANCE = 1e-3
 
@@ -43,6 +45,44 @@ class StoredVoxels:
     notes: tuple[str, ...] = ()
 
 
+def check_is_file(path: Path, what: str) -> None:
+    """Refuse what is not there, and what would be waited for without end.
+
+    Raises:
+        DataError: If the path is no file.
+    """
+    remedy = f"put the {what} there, or list the case under `exclude:` in the card"
+    if path.is_file():
+        return
+    if path.is_symlink() and not path.exists():
+        raise DataError(path, f"is a link that leads to no such file, expected a {what}", remedy)
+    if path.is_fifo():
+        raise DataError(path, "is a named pipe, expected a file", remedy)
+    if path.exists():
+        raise DataError(path, "is neither a file nor a folder, expected a file", remedy)
+    raise DataError(path, f"there is no such file, expected a {what}", remedy)
+
+
+def is_html(start: bytes) -> bool:
+    """Whether a file begins as the page does that comes in place of a failed download.
+
+    Example:
+        >>> is_html(b"<!DOCTYPE html><html>"), is_html(b"n+1")
+        (True, False)
+    """
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def shown_shape(shape: Sequence[int]) -> str:
+    """Sizes for people.
+
+    Example:
+        >>> shown_shape((512, 512, 100))
+        '512 x 512 x 100'
+    """
+    return " x ".join(str(int(size)) for size in shape)
+
+
 def check_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     """The sizes of the three axes; further axes must have size 1.
 
@@ -54,19 +94,24 @@ def check_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
         (512, 512, 100)
     """
     shape = tuple(int(size) for size in shape)
-    if min(shape, default=0) < 0:
-        raise DataError(path, f"has an axis of negative size (shape {shape})", "download the file again")
+    shown = shown_shape(shape)
+    if min(shape) < 0:
+        raise DataError(
+            path, f"claims {shown} voxels, expected sizes above 0", "download or convert it again"
+        )
     if 0 in shape:
-        raise DataError(path, f"has an axis of size 0 (shape {shape})", "convert or download the file again")
-    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
-        raise DataError(path, f"has shape {shape}, expected three axes", "keep one 3D volume of it")
-    width, height, depth = shape[:3]
-    if width * height * depth > MAX_VOXELS:
+        raise DataError(
+            path, f"has an axis of size 0 ({shown}), expected sizes above 0", "download or convert it again"
+        )
+    if math.prod(shape) > MAX_VOXELS:
         raise DataError(
             path,
-            f"its header claims {width} x {height} x {depth} voxels, expected at most {MAX_VOXELS}",
+            f"its header claims {shown} voxels, expected at most {MAX_VOXELS}",
             "download it again if that cannot be, else crop it",
         )
+    if len(shape) < 3 or any(size != 1 for size in shape[3:]):
+        raise DataError(path, f"has {shown} voxels, expected three axes", "keep one 3D volume of it")
+    width, height, depth = shape[:3]
     return width, height, depth
 
 
@@ -77,36 +122,40 @@ def check_dtype(dtype: np.dtype, path: Path) -> None:
         DataError: If they are complex, colours or long floats.
     """
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise DataError(path, f"holds {dtype} voxels, expected numbers", "convert it to int16 or float32")
+        shown = "".join(dtype.names) if dtype.names else dtype
+        raise DataError(path, f"holds {shown} voxels, expected numbers", "convert it to int16 or float32")
 
 
-def check_stored_bytes(promised: int, stored: int, compressed: bool, path: Path) -> None:
+def check_stored_bytes(promised: int, stored: int, compressed: bool, kind: str, path: Path) -> None:
     """Refuse a header that promises more than its file can hold, before memory is taken.
 
     Args:
         promised: Bytes that the header promises.
         stored: Bytes that the file has for them.
         compressed: Whether they are deflated (gzip, zlib).
+        kind: Name of the format.
         path: The file.
 
     Raises:
         DataError: If the file cannot hold them.
 
     Example:
-        >>> check_stored_bytes(100, 90, compressed=True, path=Path("scan.nii.gz"))
-        >>> check_stored_bytes(100, 90, compressed=False, path=Path("a.nii"))
+        >>> check_stored_bytes(100, 90, compressed=True, kind="NRRD", path=Path("a.nrrd"))
+        >>> check_stored_bytes(100, 90, compressed=False, kind="NRRD", path=Path("a.nrrd"))
         Traceback (most recent call last):
-        partialseg.errors.DataError: a.nii: is cut short (its header promises 100 bytes, it has 90); download it again
-    """
+        partialseg.errors.DataError: a.nrrd: is cut short (90 bytes), its NRRD header promises 100 bytes; download it again
+    """  # noqa: E501
     if compressed and promised > MAX_DEFLATE_RATIO * stored:
         raise DataError(
             path,
-            f"its header promises {promised} bytes, more than {stored} compressed bytes can hold",
+            f"holds {stored} compressed bytes, which cannot be the {promised} bytes that its {kind} header promises",
             "download it again",
         )
     if not compressed and promised > stored:
         raise DataError(
-            path, f"is cut short (its header promises {promised} bytes, it has {stored})", "download it again"
+            path,
+            f"is cut short ({stored} bytes), its {kind} header promises {promised} bytes",
+            "download it again",
         )
 
 

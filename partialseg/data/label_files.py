@@ -1,0 +1,217 @@
+"""The label map of a raw case, in whichever way its dataset keeps it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from partialseg.data.cards import Card, RawCase
+from partialseg.data.classes import BACKGROUND
+from partialseg.data.dicom import read_mask, slice_order
+from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
+from partialseg.errors import DataError
+
+#: How far masks of one case may lie apart, in parts of the smallest voxel size; rounding stays below it.
+PLACE_TOLERANCE = 0.05
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+#: Pillow's modes of one whole number a pixel: 1, 8 and 16 bits (older versions of Pillow call these "I").
+_PNG_MODES = ("1", "L", "I;16", "I;16B", "I")
+
+
+def read_case_label(card: Card, raw_case: RawCase) -> Volume:
+    """Read the label map of a raw case; its values are those of `card.labels`.
+
+    A dataset keeps its label maps in one of three ways:
+
+    - One file for a case; see `partialseg.data.volumes.read_label`.
+    - A folder of masks, where the card gives names of masks: `<name>.nii.gz` (or another suffix) or a folder
+      `<name>` of DICOM slices. A voxel in several masks is the one that the card lists first. A mask that is
+      not there is taken as empty, and noted, as long as another one is there. Masks of `background` that come
+      after all others are not read, since voxels outside of all masks are background, too.
+    - A folder of PNG files, one for each DICOM slice of the image. As in CHAOS, both are paired in the order of
+      their names, and a slice lies where its DICOM file says.
+
+    Args:
+        card: The dataset's card.
+        raw_case: One of its cases.
+
+    Returns:
+        A volume whose array is uint8, or int16 where a value is above 255.
+
+    Raises:
+        DataError: If a file is missing or cannot be read, masks lie on different grids or hold several values,
+            or PNG files do not fit the image.
+    """
+    path = raw_case.label
+    if card.masks:
+        return _read_masks(card, path)
+    if not path.is_dir():
+        return read_label(path)
+    return _read_slices(path, raw_case.image, card.files.series)
+
+
+def _read_masks(card: Card, folder: Path) -> Volume:
+    """One label map of a folder of masks; one mask at a time is in memory."""
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "there is no such folder"
+        raise DataError(
+            folder,
+            f"{found}, expected a folder with a mask for each of {_listed(card.masks)}",
+            "put it there, or list the case under `exclude:` in the card",
+        )
+    paths = {name: _mask_path(folder, name) for name in _masks_that_matter(card)}
+    missing = [name for name, path in paths.items() if path is None]
+    if len(missing) == len(paths):
+        raise DataError(
+            folder,
+            f"holds none of the masks that {card.path} lists, expected {_listed(missing)}",
+            "put them there under these names",
+        )
+    labels: Volume | None = None
+    for value, path in enumerate(paths.values(), start=1):
+        if path is None:
+            continue
+        mask = _read_one_mask(path)
+        if labels is None:
+            first, dtype = path, np.uint8 if len(card.masks) <= 255 else np.int16
+            labels = Volume(np.zeros(mask.array.shape, dtype), mask.affine, mask.source, mask.notes)
+        _check_same_grid(path, mask, first, labels)
+        for plane, mask_plane in zip(labels.array, mask.array, strict=True):
+            plane[(mask_plane != 0) & (plane == 0)] = value
+    notes = [f"no mask of {_listed(missing)}: taken as empty"] if missing else []
+    return Volume(labels.array, labels.affine, labels.source, (*labels.notes, *notes))
+
+
+def _masks_that_matter(card: Card) -> list[str]:
+    """The masks up to the last one that is more than background."""
+    matters = [card.labels[value] != [BACKGROUND] for value in range(1, len(card.masks) + 1)]
+    return [name for index, name in enumerate(card.masks) if any(matters[index:])]
+
+
+def _mask_path(folder: Path, name: str) -> Path | None:
+    """The file, or the folder of DICOM slices, of a mask; None where there is neither."""
+    candidates = [*(folder / f"{name}{suffix}" for suffix in SUFFIXES), folder / name]
+    return next((path for path in candidates if path.exists() or path.is_symlink()), None)
+
+
+def _read_one_mask(path: Path) -> Volume:
+    """A mask: 0 and one other value."""
+    if path.is_dir():
+        array, affine = read_mask(path)
+        return canonical_volume(array, affine, path, np.uint8)
+    mask = read_label(path)
+    highest = mask.array.max()
+    for plane in mask.array:
+        other = plane[(plane != 0) & (plane != highest)]
+        if other.size:
+            raise DataError(
+                path,
+                f"holds values {other[0]} and {highest}, expected a mask: 0 and one other value",
+                "give it as a label map: list its values under `labels:` in the card",
+            )
+    return mask
+
+
+def _check_same_grid(path: Path, mask: Volume, first: Path, labels: Volume) -> None:
+    """All masks of a case lie on the grid of the first one."""
+    shapes = [" x ".join(map(str, volume.array.shape[::-1])) for volume in (mask, labels)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            path,
+            f"has {shapes[0]} voxels (x, y, z), {first.name} has {shapes[1]}",
+            "give all masks of a case on one grid",
+        )
+    corners = np.array([*itertools.product(*((0, size - 1) for size in mask.array.shape[::-1]))])
+    difference = mask.affine - labels.affine
+    apart_mm = float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
+    if apart_mm > PLACE_TOLERANCE * min(labels.spacing_mm):
+        raise DataError(
+            path,
+            f"lies up to {apart_mm:.3g} mm from {first.name}, expected one place",
+            "give all masks of a case on one grid",
+        )
+
+
+def _read_slices(folder: Path, image: Path, series: str | None) -> Volume:
+    """A label map of one PNG file for each slice of the image."""
+    files = sorted((path for path in folder.iterdir() if path.suffix.lower() == ".png"), key=_natural)
+    files = [path for path in files if not path.name.startswith(".")]
+    if not files:
+        raise DataError(
+            folder,
+            "is a folder without PNG files, expected a file with the label map, or one PNG for each DICOM slice",
+            "if it holds one mask for each organ, give their names under `labels:` in the card",
+        )
+    if not image.is_dir():
+        raise DataError(
+            folder,
+            f"holds PNG files, and {image.name} is no folder; expected one PNG for each DICOM slice",
+            "give the image as a DICOM series, or the label map as one file",
+        )
+    names, affine, (columns, rows, depth) = slice_order(image, series)
+    if len(files) != depth:
+        raise DataError(
+            folder,
+            f"holds {len(files)} PNG files, {image} has {depth} slices; expected one for each slice",
+            "add what is missing, or take away what belongs to no slice",
+        )
+    png_of = dict(zip(sorted(names, key=_natural_name), files, strict=True))
+    array = np.stack([_read_png(png_of[name], columns, rows).T for name in names], axis=-1)
+    dtype = np.uint8 if array.max() <= 255 else np.int16
+    return canonical_volume(array, affine, folder, dtype)
+
+
+def _read_png(path: Path, columns: int, rows: int) -> np.ndarray:
+    """The values of a PNG file, `(rows, columns)`; its size is checked before it is decompressed."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    if len(start) < 24 or not start.startswith(_PNG_START):
+        raise DataError(path, "is not PNG, expected the PNG file of a slice", "download it again")
+    width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+    if (width, height) != (columns, rows):
+        raise DataError(
+            path,
+            f"has {width} x {height} pixels, its DICOM slice {columns} x {rows}",
+            "download it again, or give the label map of this image",
+        )
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in _PNG_MODES:
+                raise DataError(
+                    path,
+                    f"its pixels are {image.mode}, expected one whole number each",
+                    "save it in shades of grey",
+                )
+            values = np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(path, f"cannot be read as PNG ({error})", "download it again") from error
+    if values.max() > np.iinfo(np.int16).max:
+        raise DataError(path, f"holds value {values.max()}, expected 0 to 32767", "give organs small numbers")
+    return values.astype(np.int16)
+
+
+def _natural(path: Path) -> tuple[tuple[int | str, ...], str]:
+    return _natural_name(path.name)
+
+
+def _natural_name(name: str) -> tuple[tuple[int | str, ...], str]:
+    """A key that sorts numbers in names by their value: 2 before 10, 002 before 010.
+
+    Example:
+        >>> sorted(["slice10.png", "slice9.png"], key=_natural_name)
+        ['slice9.png', 'slice10.png']
+    """
+    parts = re.split(r"(\d+)", name)
+    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), name
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    """Names for people, not more than five."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
