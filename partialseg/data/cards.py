@@ -13,11 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.classes import BACKGROUND
-from partialseg.data.front_matter import FrontMatter, read_front_matter
+from partialseg.data.front_matter import (
+    FrontMatter,
+    problem_location,
+    read_front_matter,
+    validation_problem,
+)
 from partialseg.errors import DataError
 
 IGNORE = "ignore"
@@ -34,6 +47,13 @@ _MASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. +-]*")
 def _problem(message: str, *location: str | int) -> PydanticCustomError:
     """An error of a rule that spans fields; `location` says which line of the card it is about."""
     return PydanticCustomError("card", "{message}", {"message": message, "location": location})
+
+
+def _stays_inside(path: str) -> str:
+    """A path of a card is one below the folder that the user names."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} leaves the dataset's folder, expected a path below it")
+    return path
 
 
 class _Part(BaseModel):
@@ -64,9 +84,7 @@ class Files(_Part):
             raise ValueError(
                 f"{pattern!r} holds {pattern.count('*')} `*`, expected exactly one for the case's name"
             )
-        if pattern.startswith("/") or ".." in pattern.split("/"):
-            raise ValueError(f"{pattern!r} leaves the dataset's folder")
-        return pattern
+        return _stays_inside(pattern)
 
 
 class Splits(_Part):
@@ -136,7 +154,7 @@ class Card(_Part):
     licence: str = ""
     citation: str = ""
     modality: Literal["CT"] = "CT"
-    folders: list[_Text] = []
+    folders: list[Annotated[_Text, AfterValidator(_stays_inside)]] = []
     files: Files
     labels: dict[Annotated[int, Field(ge=1, le=32767)], list[_Name]]
     masks: tuple[str, ...] = ()
@@ -323,7 +341,9 @@ def read_card(path: str | Path) -> Card:
     if not file.is_file():
         if str(path) not in shipped:
             raise DataError(
-                path, "there is no such data card", f"give a .md file, or one of {', '.join(shipped)}"
+                path,
+                "there is no such data card, expected a file or a name",
+                f"give a .md file, or one of {', '.join(shipped)}",
             )
         file = shipped[str(path)]
     front = read_front_matter(file)
@@ -429,20 +449,10 @@ def _case_name(pattern: str, star: str) -> str:
 
 def _card_error(error: ValidationError, front: FrontMatter, file: Path) -> DataError:
     """The first problem of a card, with its line and field, on one line."""
-    first, *others = error.errors()
-    location = first.get("ctx", {}).get("location", first["loc"])
+    location = problem_location(error)
     labels = front.content.get("labels")
     if location[:1] == ("labels",) and len(location) > 1 and isinstance(labels, dict):
         names = [key for key in labels if isinstance(key, str)]
         if names and isinstance(location[1], int):  # masks, which `Card` numbers
             location = ("labels", names[location[1] - 1], *location[2:])
-    line, steps = front.locate(location)
-    if first["type"] == "missing":
-        steps = location  # otherwise, steps that are not there are names that pydantic gives to its own types
-    field = ".".join(str(step) for step in steps)
-    messages = {"missing": "the field is missing", "extra_forbidden": "there is no such field"}
-    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
-    more = f" (and {len(others)} more)" if others else ""
-    return DataError(
-        file, f"line {line}, `{field}`: {message}{more}", "mend the card; those in data_cards are examples"
-    )
+    return validation_problem(error, front, file, "mend the card; those in data_cards are examples", location)

@@ -18,6 +18,9 @@ from partialseg.errors import DataError
 #: The front matter starts on the second line of a file, after `---`.
 FIRST_LINE = 2
 
+#: Writes values from files, which may be endless, on a part of a line.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 3, 3, 60, 60
 #: How pydantic's words for what it expected are put for people.
 _PLAIN_WORDS = {
     "a valid dictionary": "`name: value` lines",
@@ -133,15 +136,17 @@ def problem_location(error: ValidationError) -> tuple[str | int, ...]:
 def _in_plain_words(error: ErrorDetails) -> str:
     """What pydantic found and expected. No more of the input is shown than fits a line."""
     if error["type"] == "missing":
-        return "the field is missing"
+        return "the field is missing, expected as in the examples"
     if error["type"] == "extra_forbidden":
-        return "there is no such field"
-    found = reprlib.repr(error["input"])
+        return "there is no such field, expected one spelt as in the examples"
+    found = _SHORT.repr(error["input"])
     if error["type"] == "string_pattern_mismatch":
         return f"found {found}, expected letters, digits and _ . - (a letter or a digit first)"
     expected, is_pydantics_own = re.subn(r"^\w+ should (be|have) ", "expected ", error["msg"])
-    if not is_pydantics_own:  # a rule of ours, which says what it found
-        return error["msg"].removeprefix("Value error, ")
+    if not is_pydantics_own:  # a rule of ours
+        message = error["msg"].removeprefix("Value error, ")
+        says_what_it_found = error["type"] == "card" or "found" in message or found in message
+        return message if says_what_it_found else f"{message}, found {found}"
     for words, plain in _PLAIN_WORDS.items():
         expected = expected.replace(words, plain)
     return f"found {found}, {expected}"
@@ -191,7 +196,7 @@ def _parse_mapping(text: str, file: Path, first_line: int) -> FrontMatter:
             raise DataError(
                 file,
                 f"line {first_line}: expected `field: value`, found {found}",
-                "see the files in data_cards for examples",
+                "write a field on each line",
             )
         _refuse_repeated_keys(node, file, first_line, set())
         return FrontMatter(loader.construct_document(node), node, first_line)

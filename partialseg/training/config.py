@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from partialseg.data.front_matter import read_yaml, validation_problem
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
@@ -354,7 +355,7 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
     """Read a config file, or one that comes with the package by its name ("paper", "demo", "tiny").
 
     Raises:
-        DataError: If there is no such file, or it says something that is not understood; names the field.
+        DataError: If there is no such file, or it says something that is not understood; names line and field.
     """
     path = Path(path_or_name)
     if not path.is_file() and path.suffix == "" and (configs_folder() / f"{path}.yaml").is_file():
@@ -362,18 +363,13 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in configs_folder().glob("*.yaml")))
         raise DataError(path, "there is no such config", f"give a YAML file, or one of {shipped}")
+    content = read_yaml(path)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(path, f"is not YAML ({error})", "correct it") from error
-    try:
-        return TrainingConfig.model_validate(content)
+        return TrainingConfig.model_validate(content.content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in _place_in_file(first["loc"])) or "the file"
-        raise DataError(
-            path, f"{field}: {first['msg']}, received {first['input']!r}", "correct it"
-        ) from error
+        place = _place_in_file(error.errors()[0]["loc"])
+        remedy = "correct the config; those in configs are examples"
+        raise validation_problem(error, content, path, remedy, place) from error
 
 
 def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
