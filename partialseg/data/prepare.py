@@ -1,40 +1,46 @@
 """From raw scans and data cards to a folder of prepared cases (see `partialseg.data.prepared`).
 
-Each case is written under a temporary name and renamed when it is whole, so the work may be killed at any
-time and taken up again: a case is skipped while its files, what its card says of them, and the settings are
-the same.
+The work may be killed at any time and taken up again: a case is kept while the content of its files, what its card
+says of it, and the settings are the same. While cases change, the manifest is set aside, so that nobody trains on
+half of them; it also tells the next run of the datasets that are not named then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import json
 import shutil
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
-from partialseg.data.checks import read_case
 from partialseg.data.classes import PAPER_ORGANS, class_names
-from partialseg.data.labels import annotated_values
-from partialseg.data.prepared import FORMAT, Case, Dataset, Prepared, write_manifest
-from partialseg.data.relabel import prepared_values, to_prepared_values
-from partialseg.data.resample import resample_image, resample_label, resampled_grid
+from partialseg.data.prepare_case import (
+    CannotWriteError,
+    PrepareTask,
+    annotated_organs,
+    fingerprint,
+    keep,
+    memory_needed,
+    prepare_case,
+    prepare_case_elsewhere,
+    read_entry,
+)
+from partialseg.data.prepared import Case, Dataset, Prepared, read_prepared, write_manifest
+from partialseg.data.raw_files import stamp
+from partialseg.data.relabel import prepared_values
 from partialseg.errors import DataError
-from partialseg.files import atomic_path, write_json
+from partialseg.files import write_text
+from partialseg.locking import locked
+from partialseg.machine import jobs_in_memory
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
+from partialseg.storage import Location, is_remote, path_or_url
 
-#: Voxels of each annotated value that are listed for patches to centre on.
-MAX_FOREGROUND = 10_000
-
-_ARRAYS = ("image.npy", "label.npy", "foreground.npy")
+_MANIFEST = "manifest.json"
+#: Folder of the manifest of before, while cases change; it is gone when the new one is there.
+_SET_ASIDE = ".previous"
 
 
 @dataclass(frozen=True)
@@ -45,36 +51,18 @@ class PrepareResult:
         prepared: The prepared cases, those of earlier runs included.
         problems: What was wrong, one for each case, card or folder that was left out.
         done: Number of cases prepared now.
-        skipped: Number of cases that were there already.
+        skipped: Number of cases of these cards that were there already.
+        kept: Number of cases of other datasets, which are still listed.
+        dropped: Cases ("dataset/case") that were listed before and are not any more, since their raw files are
+            gone, their card leaves them out, or something is wrong with them now. Their folders are left.
     """
 
     prepared: Prepared
     problems: list[DataError]
     done: int
     skipped: int
-
-
-@dataclass(frozen=True)
-class PrepareTask:
-    """Everything that is needed to prepare one case, on whatever machine.
-
-    Attributes:
-        card: Its dataset's card.
-        raw: Its raw files.
-        classes: Background, then the organs.
-        spacing_mm: Voxel size `(z, y, x)` wanted.
-        split: "train" or "test".
-        folder: Where the case is written.
-        fingerprint: Of sources, card and settings.
-    """
-
-    card: Card
-    raw: RawCase
-    classes: tuple[str, ...]
-    spacing_mm: tuple[float, float, float]
-    split: str
-    folder: Path
-    fingerprint: str
+    kept: int = 0
+    dropped: tuple[str, ...] = ()
 
 
 def prepare(
@@ -84,56 +72,110 @@ def prepare(
     spacing_mm: Sequence[float] = (3.0, 1.5, 1.5),
     organs: Sequence[str] | None = None,
     jobs: int | None = None,
+    memory_gb: float | None = None,
+    dask: str | None = None,
 ) -> PrepareResult:
     """Prepare all cases of some datasets.
 
-    A case with a problem is left out and the others go on. The manifest lists the good cases of these cards,
-    and is written at the end.
+    A case with a problem is left out and the others go on. The manifest lists the good cases of these cards, and
+    the cases of other datasets that were prepared into the same folder before; it is written at the end.
 
     Args:
         cards: The datasets' cards.
         raw: A folder that holds one or several raw datasets.
-        out: The folder to write; what is there already and still holds is kept.
+        out: The folder to write, or a URL; what is there already and still holds is kept.
         spacing_mm: Voxel size `(z, y, x)`; the paper's unless given.
-        organs: The organs that become classes 1, 2, …; None for all that any card annotates.
-        jobs: Cases at a time; None for one per usable core.
+        organs: The organs that become classes 1, 2, …; None for all that any card annotates, or for those of the
+            other datasets in `out` where these are among them.
+        jobs: Cases at a time; None for one per usable core. Fewer where the memory would not do for the largest
+            case. With 1, and no `memory_gb`, everything runs in this process.
+        memory_gb: What one worker may take, in 10^9 bytes; a case that needs more is a problem. None for its
+            share of what is free. `partialseg.data.prepare_case.memory_needed` says what a case takes.
+        dask: Address of a Dask cluster that does the work (see `partialseg.dask_cluster`); its workers see `raw`
+            and `out` under the same paths, and `jobs` and `memory_gb` are then its own affair.
 
     Returns:
         What was prepared, and what was wrong.
 
     Raises:
-        DataError: If two cards have the same name.
+        DataError: If two cards have the same name; if another run writes to `out`; if `out` holds datasets that
+            are not named here and were prepared with other settings; if `out` cannot be written; if the Dask
+            cluster cannot be used.
         ValueError: If a spacing is not above 0, or an organ is named twice.
     """
-    out = Path(out)
+    out, raw = path_or_url(out), Path(raw).absolute()
     z, y, x = (float(size) for size in spacing_mm)
     if min(z, y, x) <= 0:
         raise ValueError(f"spacing_mm must be above 0, received {tuple(spacing_mm)}")
-    classes = class_names(organs if organs is not None else choose_organs(cards))
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"expected different organs, received {list(classes[1:])}")
+    if organs is not None and len(set(class_names(organs))) < len(organs) + 1:
+        raise ValueError(f"expected different organs, received {list(organs)}")
+    if not is_remote(out):
+        out = out.absolute()
+    with contextlib.nullcontext() if is_remote(out) else locked(out):
+        return _prepare(cards, raw, out, (z, y, x), organs, _Means(jobs, memory_gb, dask))
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What does the work; see `prepare`."""
+
+    jobs: int | None
+    memory_gb: float | None
+    dask: str | None
+
+
+def _prepare(
+    cards: Sequence[Card],
+    raw: Path,
+    out: Location,
+    spacing_mm: tuple[float, float, float],
+    organs: Sequence[str] | None,
+    means: _Means,
+) -> PrepareResult:
+    """`prepare`, while no other run writes to `out`."""
+    found, problems = list_raw_cases(cards, raw)
+    earlier = _read_earlier(out) if found else None
+    named = [card for card, _ in found]
+    classes = _choose_classes(cards, named, organs, out, earlier, spacing_mm)
+    tasks, more_problems = plan(found, out, classes, spacing_mm)
+    problems += more_problems
     _remove_left_overs(out)
-    tasks, problems = plan(cards, raw, out, classes, (z, y, x))
-    cases = [case for task in tasks if (case := _prepared_before(task)) is not None]
-    skipped = {(case.dataset, case.name) for case in cases}
-    waiting = [task for task in tasks if (task.raw.dataset, task.raw.name) not in skipped]
-    if any(task.folder.exists() for task in waiting):  # these change, so that the manifest would be wrong
-        (out / "manifest.json").unlink(missing_ok=True)
-    outcomes = run_tasks(prepare_case, waiting, _where, jobs)
-    for _, outcome in track(outcomes, "prepare", total=len(waiting)):
-        (problems if isinstance(outcome, DataError) else cases).append(outcome)
-    cases.sort(key=lambda case: (case.dataset, case.name))
-    datasets = {
-        card.name: Dataset(card.name, _annotated(card, classes), prepared_values(card, classes))
-        for card in cards
-        if any(case.dataset == card.name for case in cases)
-    }
-    prepared = Prepared(out, classes, (z, y, x), datasets, tuple(cases))
-    if cases:
-        write_manifest(prepared)
-    else:  # a manifest of other cards that is there still describes them
+    cases = _cases_there(tasks)
+    there = {(case.dataset, case.name) for case in cases}
+    waiting = [task for task in tasks if (task.raw.dataset, task.raw.name) not in there]
+    if waiting:
+        _set_manifest_aside(out)
+    done = 0
+    for outcome in _run(waiting, means):
+        if isinstance(outcome, DataError):
+            problems.append(outcome)
+        else:
+            case, made = outcome
+            cases.append(case)
+            done += made
+    if not cases:
         problems.append(DataError(out, "no case could be prepared", "correct the problems named before"))
-    return PrepareResult(prepared, problems, len(cases) - len(skipped), len(skipped))
+    prepared = _with_earlier(
+        Prepared(out, classes, spacing_mm, _datasets(named, classes, cases), tuple(cases)), named, earlier
+    )
+    if prepared.cases:
+        write_manifest(prepared)
+    if found:
+        _forget_set_aside(out)
+    listed = {(case.dataset, case.name) for case in prepared.cases}
+    dropped = [
+        case
+        for case in (earlier.cases if earlier is not None else ())
+        if (case.dataset, case.name) not in listed
+    ]
+    return PrepareResult(
+        prepared,
+        problems,
+        done,
+        skipped=len(cases) - done,
+        kept=len(prepared.cases) - len(cases),
+        dropped=tuple(f"{case.dataset}/{case.name}" for case in dropped),
+    )
 
 
 def choose_organs(cards: Sequence[Card]) -> tuple[str, ...]:
@@ -174,161 +216,146 @@ def list_raw_cases(
 
 
 def plan(
-    cards: Sequence[Card],
-    raw: str | Path,
-    out: Path,
+    found: Sequence[tuple[Card, Sequence[RawCase]]],
+    out: Location,
     classes: tuple[str, ...],
     spacing_mm: tuple[float, float, float],
 ) -> tuple[list[PrepareTask], list[DataError]]:
     """One task for each case of the cards; and what was wrong with a whole card."""
-    found, problems = list_raw_cases(cards, raw)
-    tasks = []
+    tasks, problems = [], []
     for card, raw_cases in found:
-        if not _annotated(card, classes):
+        if not annotated_organs(card, classes):
             problem = f"{card.name} annotates {', '.join(card.annotated)}, none of {', '.join(classes[1:])}"
             problems.append(DataError(card.path, problem, "leave the card out, or ask for its organs too"))
             continue
         splits = assign_splits(card, [raw_case.name for raw_case in raw_cases])
-        for raw_case in raw_cases:
-            folder = out / card.name / raw_case.name
-            mark = fingerprint(card, raw_case, classes, spacing_mm)
-            split = splits[raw_case.name]
-            tasks.append(PrepareTask(card, raw_case, classes, spacing_mm, split, folder, mark))
+        tasks += [
+            PrepareTask(card, raw_case, classes, spacing_mm, splits[raw_case.name], out)
+            for raw_case in raw_cases
+        ]
     return tasks, problems
 
 
-def fingerprint(card: Card, raw_case: RawCase, classes: Sequence[str], spacing_mm: Sequence[float]) -> str:
-    """A hash of all that a prepared case depends on: raw files, label values in the card, and settings."""
-    content = {
-        "format": FORMAT,
-        "card": card.model_dump(mode="json", include={"name", "labels", "masks", "annotated", "split_sides"}),
-        "series": card.files.series,
-        "case": [card.annotated_in(raw_case.name), card.slices_in(raw_case.name)],
-        "sources": [_stamp(raw_case.image), _stamp(raw_case.label)],
-        "classes": list(classes),
-        "spacing_mm": list(spacing_mm),
-        "max_foreground": MAX_FOREGROUND,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def prepare_case(task: PrepareTask) -> Case:
-    """Prepare one case and write its folder.
+def _read_earlier(out: Location) -> Prepared | None:
+    """What earlier runs prepared: from the manifest, or from the one that a killed run had set aside.
 
     Raises:
-        DataError: If something is wrong with its files; nothing is written then.
+        DataError: If the manifest is damaged, or of another format.
     """
-    image, label = read_case(task.card, task.raw)
-    values, notes = to_prepared_values(label, task.card, task.classes, task.raw.name)
-    shape, affine = resampled_grid(image.array.shape, image.affine, image.spacing_mm, task.spacing_mm)
-    hu = resample_image(image.array, image.spacing_mm, task.spacing_mm)
-    limits = np.iinfo(np.int16)
-    hu = np.clip(np.rint(hu, out=hu), limits.min, limits.max, out=hu).astype(np.int16)
-    values = resample_label(values, image.spacing_mm, task.spacing_mm)
-    table = prepared_values(task.card, task.classes)
-    indices, parts, voxels = choose_foreground(values, table, f"{task.raw.dataset}/{task.raw.name}")
-    case = Case(
-        dataset=task.raw.dataset,
-        name=task.raw.name,
-        split=task.split,
-        shape=shape,
-        affine=tuple(map(tuple, affine.tolist())),
-        foreground=parts,
-        voxels=voxels,
-        image_source=str(task.raw.image),
-        label_source=str(task.raw.label),
-        fingerprint=task.fingerprint,
-        notes=(*notes, *_absent(task, table, parts)),
-        annotated=_annotated_in_case_alone(task),
-    )
-    (task.folder / "case.json").unlink(missing_ok=True)  # what is there now goes away, and no longer counts
-    with atomic_path(task.folder) as temporary:
-        temporary.mkdir()
-        for name, array in zip(_ARRAYS, (hu, values, indices), strict=True):
-            np.save(temporary / name, array)
-        write_json(temporary / "case.json", dataclasses.asdict(case))
-    return case
-
-
-def choose_foreground(
-    values: np.ndarray, table: np.ndarray, seed: str
-) -> tuple[np.ndarray, tuple[tuple[int, int, int], ...], tuple[int, ...]]:
-    """Choose voxels of each annotated value for patches to centre on.
-
-    Args:
-        values: uint8 values of the table, `(depth, height, width)`.
-        table: The dataset's candidate table.
-        seed: The same choice is made for the same words.
-
-    Returns:
-        Flat voxel indices (int32), sorted by value; `(value, start, stop)` for each value that is present;
-        and how many voxels it has.
-
-    Example:
-        >>> table = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-        >>> choose_foreground(np.array([[[0, 1, 1, 3]]]), table, "case")
-        (array([1, 2], dtype=int32), ((1, 0, 2),), (2,))
-    """
-    chosen, parts, voxels, start = [], [], [], 0
-    for value in annotated_values(table):
-        found = np.flatnonzero(values == value).astype(np.int32)
-        if not len(found):
-            continue
-        voxels.append(len(found))
-        if len(found) > MAX_FOREGROUND:
-            rng = np.random.default_rng(zlib.crc32(f"{seed}/{value}".encode()))
-            found = np.sort(rng.choice(found, MAX_FOREGROUND, replace=False))
-        chosen.append(found)
-        parts.append((value, start, start + len(found)))
-        start += len(found)
-    return np.concatenate([np.zeros(0, dtype=np.int32), *chosen]), tuple(parts), tuple(voxels)
-
-
-def _annotated(card: Card, classes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(organ for organ in card.annotated if organ in classes)
-
-
-def _annotated_in_case_alone(task: PrepareTask) -> tuple[str, ...] | None:
-    """The annotated organs of a case that has fewer of them than its dataset; None for any other."""
-    of_case = task.card.annotated_in(task.raw.name)
-    annotated = tuple(organ for organ in of_case if organ in task.classes)
-    return None if set(annotated) == set(_annotated(task.card, task.classes)) else annotated
-
-
-def _absent(task: PrepareTask, table: np.ndarray, parts: Sequence[tuple[int, int, int]]) -> list[str]:
-    """A note for each annotated organ of which no voxel is left."""
-    present = table[[value for value, _, _ in parts]].any(axis=0)
-    annotated = [organ for organ in task.card.annotated_in(task.raw.name) if organ in task.classes]
-    return [f"no {organ}" for organ in annotated if not present[task.classes.index(organ)]]
-
-
-def _where(task: PrepareTask) -> str:
-    return f"{task.raw.image} ({task.raw.dataset}, {task.raw.name})"
-
-
-def _stamp(path: Path) -> list[Any]:
-    """Size and time of a file, or of each file in a folder: another content has another stamp."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return [str(path.absolute()), *stamps]
-
-
-def _prepared_before(task: PrepareTask) -> Case | None:
-    """The case as an earlier run left it, if it is whole and has the same fingerprint."""
-    entry = task.folder / "case.json"
-    if not all((task.folder / name).is_file() for name in ("case.json", *_ARRAYS)):
-        return None
+    folder = next((folder for folder in (out, out / _SET_ASIDE) if (folder / _MANIFEST).is_file()), None)
     try:
-        content = json.loads(entry.read_text(encoding="utf-8"))
-    except ValueError:  # a machine that lost its power may leave a file empty
-        return None
-    if content.get("fingerprint") != task.fingerprint:
-        return None
-    return dataclasses.replace(Case.from_json(content), split=task.split)
+        return None if folder is None else read_prepared(folder)
+    except DataError as error:
+        raise DataError(
+            error.path, error.problem, "give another folder, or delete this file to prepare all cases again"
+        ) from error
 
 
-def _remove_left_overs(out: Path) -> None:
+def _choose_classes(
+    cards: Sequence[Card],
+    named: Sequence[Card],
+    organs: Sequence[str] | None,
+    out: Location,
+    earlier: Prepared | None,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[str, ...]:
+    """The class list: that of the other datasets in the folder, if there are any and it will do.
+
+    Raises:
+        DataError: If there are other datasets, of another class list or spacing: one folder has one of each.
+    """
+    classes = class_names(organs if organs is not None else choose_organs(cards))
+    names = [card.name for card in named]
+    others = [name for name in earlier.datasets if name not in names] if earlier is not None else []
+    if not others:
+        return classes
+    fits = classes == earlier.classes if organs is not None else set(classes) <= set(earlier.classes)
+    if fits and spacing_mm == earlier.spacing_mm:
+        return earlier.classes
+    before, now = (
+        f"{', '.join(names[1:])} at {' x '.join(f'{size:g}' for size in spacing)} mm"
+        for names, spacing in ((earlier.classes, earlier.spacing_mm), (classes, spacing_mm))
+    )
+    raise DataError(
+        out,
+        f"holds {', '.join(others)}, prepared for {before}, expected {now}",
+        "name their cards and raw data as well (what does not change is kept), or give another folder",
+    )
+
+
+def _cases_there(tasks: Sequence[PrepareTask]) -> list[Case]:
+    """The cases that an earlier run left whole, and whose files were not touched since."""
+    cases = []
+    for task in tasks:
+        entry = read_entry(task)
+        if entry is None or entry.case.fingerprint != fingerprint(task, entry.state.content):
+            continue
+        if entry.state.stamp == stamp(task.sources):
+            cases.append(keep(task, entry, entry.state))
+    return cases
+
+
+def _set_manifest_aside(out: Location) -> None:
+    """Cases change from here on, so that the manifest would be wrong."""
+    if (out / _MANIFEST).is_file():
+        write_text(out / _SET_ASIDE / _MANIFEST, (out / _MANIFEST).read_text(encoding="utf-8"))
+        (out / _MANIFEST).unlink()
+
+
+def _forget_set_aside(out: Location) -> None:
+    """The manifest is right again, or there is none since no case is left."""
+    (out / _SET_ASIDE / _MANIFEST).unlink(missing_ok=True)
+    if not is_remote(out) and (out / _SET_ASIDE).is_dir():
+        (out / _SET_ASIDE).rmdir()
+
+
+def _run(tasks: Sequence[PrepareTask], means: _Means) -> Iterator[DataError | tuple[Case, bool]]:
+    """What becomes of each task, in the order of completion.
+
+    Raises:
+        CannotWriteError: At the first case that cannot be written.
+    """
+    if not tasks:
+        return
+    jobs, memory = means.jobs, None
+    if means.dask is None and (jobs != 1 or means.memory_gb is not None):
+        need = max(memory_needed(task.raw) for task in tasks)
+        wanted = None if means.memory_gb is None else int(means.memory_gb * 1e9)
+        jobs, memory = jobs_in_memory(jobs, need, wanted)
+    function = prepare_case if means.dask is None else prepare_case_elsewhere
+    with contextlib.closing(run_tasks(function, tasks, str, jobs, memory, means.dask)) as outcomes:
+        for _, outcome in track(outcomes, "prepare", total=len(tasks)):
+            if isinstance(outcome, CannotWriteError):
+                raise outcome
+            yield outcome
+
+
+def _datasets(cards: Sequence[Card], classes: tuple[str, ...], cases: Sequence[Case]) -> dict[str, Dataset]:
+    """The datasets of which there is a case."""
+    with_cases = {case.dataset for case in cases}
+    return {
+        card.name: Dataset(card.name, annotated_organs(card, classes), prepared_values(card, classes))
+        for card in cards
+        if card.name in with_cases
+    }
+
+
+def _with_earlier(prepared: Prepared, named: Sequence[Card], earlier: Prepared | None) -> Prepared:
+    """With the datasets of earlier runs that are not named now, all sorted by name."""
+    names = [card.name for card in named]
+    others = {} if earlier is None else {n: d for n, d in earlier.datasets.items() if n not in names}
+    cases = [*prepared.cases, *(case for case in (earlier.cases if others else ()) if case.dataset in others)]
+    return dataclasses.replace(
+        prepared,
+        datasets=dict(sorted({**others, **prepared.datasets}.items())),
+        cases=tuple(sorted(cases, key=lambda case: (case.dataset, case.name))),
+    )
+
+
+def _remove_left_overs(out: Location) -> None:
     """Remove what a killed run left under temporary names."""
+    if is_remote(out):  # nothing lies there under a temporary name
+        return
     for path in [*out.glob(".partial-*"), *out.glob("*/.partial-*")]:
         if path.is_dir():
             shutil.rmtree(path)

@@ -12,7 +12,8 @@ import pytest
 from partialseg.data import prepare as prepare_module
 from partialseg.data.cards import read_card
 from partialseg.data.classes import PAPER_ORGANS
-from partialseg.data.prepare import choose_foreground, choose_organs, prepare
+from partialseg.data.prepare import choose_organs, prepare
+from partialseg.data.prepare_case import choose_foreground
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 

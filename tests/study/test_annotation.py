@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from partialseg.data.labels import candidate_table, candidates, ignored_value
-from partialseg.data.prepare import choose_foreground
+from partialseg.data.prepare_case import choose_foreground
 from partialseg.data.prepared import Case, Dataset, Prepared, read_prepared, write_manifest
 from partialseg.errors import DataError
 from partialseg.files import write_json

@@ -1,0 +1,63 @@
+"""One run at a time in a folder: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from partialseg.errors import DataError
+
+#: The file that is locked; it says who holds it, and is gone when nobody does.
+LOCK_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder (made if need be) while the block runs, so that no other run writes into it.
+
+    The kernel gives the lock back when the process ends, also when it is killed; the file that a killed process
+    leaves behind holds nobody up.
+
+    Raises:
+        DataError: If another process holds it; names its machine and its process id.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with locked(folder), locked(folder):
+        ...     pass
+        Traceback (most recent call last):
+        partialseg.errors.DataError: ... is in use by process ... on ...; wait until it has ended, or ...
+    """
+    path = Path(folder) / LOCK_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still held, so that it is our own
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the locked file that has the name `path`."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise DataError(
+                path.parent, f"is in use by {holder}", "wait until it has ended, or give another folder"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # who held it removed it meanwhile
