@@ -159,29 +159,88 @@ def test_sphere_keeps_volume_and_centre(spacing, new_spacing):
     np.testing.assert_allclose(centre * new_spacing, (5, -6, 7), atol=0.1)
 
 
-def test_label_with_the_largest_share_wins_as_in_whole_interpolation():
-    label = ndimage.zoom(np.random.default_rng(3).integers(0, 5, (4, 5, 6)), 4, order=0)
-    spacing, new_spacing = (2.0, 0.8, 1.1), (3.0, 1.5, 0.9)
+def mean_shares(label, spacing, new_spacing, num_values, samples=6):
+    """Share of each value in each new voxel: its interpolated mask at many points, evenly over the voxel."""
     new_shape, _ = resampled_grid(label.shape, np.eye(4), spacing, new_spacing)
-    where = positions(label.shape, spacing, new_shape, new_spacing)
-    shares = np.stack(
+    axes = []
+    for n, m, old, new in zip(label.shape, new_shape, spacing, new_spacing, strict=True):
+        centres = (np.arange(m) - (m - 1) / 2) * new / old + (n - 1) / 2
+        points = ((np.arange(samples) + 0.5) / samples - 0.5) * max(new / old, 1)
+        axes.append((centres[:, None] + points).ravel())
+    where = np.meshgrid(*axes, indexing="ij")
+    blocks = [size for m in new_shape for size in (m, samples)]
+    return np.stack(
         [
-            ndimage.map_coordinates((label == v).astype(float), where, order=1, mode="nearest")
-            for v in range(5)
+            ndimage.map_coordinates((label == v).astype(np.float32), where, order=1, mode="nearest")
+            .reshape(blocks)
+            .mean(axis=(1, 3, 5))
+            for v in range(num_values)
         ]
     )
-    clear = np.sort(shares, axis=0)
-    clear = clear[-1] - clear[-2] > 1e-3
+
+
+def test_largest_share_wins_and_the_line_to_background_keeps_the_volume():
+    fields = np.random.default_rng(3).normal(size=(5, 20, 30, 30))
+    label = np.stack([ndimage.gaussian_filter(field, 2) for field in fields]).argmax(axis=0)
+    spacing, new_spacing = (2.0, 0.8, 1.1), (3.0, 1.5, 0.9)
+    shares = mean_shares(label, spacing, new_spacing, 5)
+    resampled = resample_label(label, spacing, new_spacing)
+    ordered = np.sort(shares[1:], axis=0)
+    leader = shares[1:].argmax(axis=0) + 1
+    clear = (ordered[-1] - ordered[-2] > 0.03) & (resampled > 0)
     assert clear.mean() > 0.5
-    np.testing.assert_array_equal(
-        resample_label(label, spacing, new_spacing)[clear], shares.argmax(axis=0)[clear]
-    )
+    np.testing.assert_array_equal(resampled[clear], leader[clear])
+    foreground = 1 - shares[0]
+    for value in range(1, 5):
+        kept, left = (resampled == value), (resampled == 0) & (leader == value)
+        assert kept.sum() == pytest.approx(foreground[leader == value].sum(), rel=0.03)
+        assert foreground[kept].min() > foreground[left & (ordered[-1] - ordered[-2] > 0.03)].max() - 0.03
 
 
-def test_sheet_one_voxel_thin_outlives_half_the_resolution():
-    label = np.zeros((8, 8, 8), dtype=np.uint8)
-    label[:, 3] = 2
-    assert (resample_label(label, (1, 1, 1), (1, 2, 1)) == 2).sum() == 64
+@pytest.mark.parametrize("new_spacing", [(1, 1, 2), (2, 2, 2), (1, 1.875, 1.875), (3, 1.2, 1.2)])
+def test_organ_keeps_its_volume(new_spacing):
+    label = sphere((60, 60, 60), (1, 1, 1), 20, (0.3, -0.4, 0.2)).astype(np.uint8)
+    volume = resample_label(label, (1, 1, 1), new_spacing).sum() * np.prod(new_spacing)
+    assert volume == pytest.approx(label.sum(), rel=0.004)
+
+
+@pytest.mark.parametrize("ratio", [1.4, 1.875, 2, 2.143, 3])
+def test_flat_sheet_one_voxel_thin_remains_without_holes(ratio):
+    for place in range(6, 12):
+        label = np.zeros((3, 12, 18), dtype=np.uint8)
+        label[..., place] = 2
+        resampled = resample_label(label, (1, 1, 1), (1, 1, ratio))
+        assert (resampled == 2).any(axis=2).all(), place
+        assert (resampled == 2).sum() == 36, place
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 0.8, 0.8), (1.0, 0.7, 0.7), (1.5, 0.75, 0.75)])
+def test_thin_tilted_sheet_and_tube_keep_their_volume(spacing):
+    shape = tuple(round(60 / s) for s in spacing)
+    z, y, x = (c * s - 30 for c, s in zip(np.indices(shape), spacing, strict=True))
+    sheet = np.abs(0.2 * z + 0.4 * y + 0.9 * x) < spacing[2] / 2
+    tube = (y - 0.3 * z) ** 2 + (x + 0.4 * z) ** 2 < (1.5 * spacing[2]) ** 2
+    for mask in (sheet, tube):
+        resampled = resample_label(mask.astype(np.uint8), spacing, (3.0, 1.5, 1.5))
+        assert resampled.sum() * 6.75 == pytest.approx(mask.sum() * np.prod(spacing), rel=0.06)
+
+
+def test_thin_organ_between_others_remains():
+    label = np.full((8, 30, 30), 1, dtype=np.uint8)
+    label[..., 16:] = 7
+    label[..., 14:16] = 4
+    resampled = resample_label(label, (1, 0.8, 0.8), (1, 1.5, 1.5))
+    assert set(np.unique(resampled)) == {1, 4, 7}
+    assert (resampled == 4).any(axis=2).all()
+    assert resampled.all()
+
+
+def test_values_next_to_each_other_leave_no_gap():
+    label = np.zeros((20, 40, 40), dtype=np.uint8)
+    label[:, 10:30, 10:20], label[:, 10:30, 20:30] = 1, 9
+    resampled = resample_label(label, (1, 0.8, 0.8), (1, 1.5, 1.5))
+    filled = (resampled > 0).astype(int)
+    assert (np.abs(np.diff(filled, axis=2)).sum(axis=2) <= 2).all()
 
 
 def test_value_between_two_samples_is_left_out():
