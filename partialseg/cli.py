@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from partialseg import __version__
-from partialseg.cli_options import Cards, Jobs, Preset, Raw, Run, Split, StudyName, finish
+from partialseg.cli_options import Cards, Dask, Jobs, Memory, Preset, Raw, Run, Split, StudyName, finish
 from partialseg.errors import DataError
 
 app = typer.Typer(
@@ -139,7 +139,12 @@ def check(
 def prepare(
     cards: Cards,
     raw: Raw,
-    out: Annotated[Path, typer.Option(metavar="PREPARED", help="Folder for the prepared cases.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="PREPARED", help="Folder for the prepared cases, or its URL (s3://, gs://, az://)."
+        ),
+    ],
     spacing: Annotated[
         tuple[float, float, float],
         typer.Option(metavar="Z Y X", help="Voxel size in mm; the paper's by default."),
@@ -151,18 +156,34 @@ def prepare(
         ),
     ] = None,
     jobs: Jobs = None,
+    memory: Memory = None,
+    dask: Dask = None,
 ) -> None:
     """Bring raw cases to one spacing, one orientation and one class list.
 
-    In: data cards and raw data. Out: PREPARED/manifest.json and a folder for each case. Cases that are there
-    already, from the same files and settings, are kept.
+    In: data cards and raw data. Out: PREPARED/manifest.json and a folder for each case. It may be stopped, or
+    killed, at any time: run again, it goes on. Cases that are there already, made of the same content with the
+    same settings, are kept; so are those of cards that are not named now.
+
+    A worker takes 0.5 GB, and 16 bytes for each voxel of its scan: 4.7 GB for 512 x 512 x 1000 voxels, 0.9 GB for
+    512 x 512 x 100. There are as many workers as the memory allows for the largest scan.
     """
     from partialseg.data.prepare import prepare as run_prepare
 
     _check_spacing(spacing)
     _check_organs(organ)
-    result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, jobs)
+    if dask is not None and (jobs is not None or memory is not None):
+        raise typer.BadParameter("--jobs and --memory are for one machine", param_hint="--dask")
+    try:
+        result = run_prepare([_card(card) for card in cards], raw, out, spacing, organ, jobs, memory, dask)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run again to go on", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
+    if result.kept:
+        typer.echo(f"{result.kept} cases of cards that are not named now are kept")
+    if result.dropped:
+        typer.echo(f"no longer listed: {', '.join(result.dropped)}")
     datasets = result.prepared.datasets.values()
     typer.echo(f"datasets: {', '.join(dataset.name for dataset in datasets)}")
     typer.echo(f"classes: {', '.join(result.prepared.classes)}")

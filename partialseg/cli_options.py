@@ -23,7 +23,24 @@ Raw = Annotated[
 ]
 Jobs = Annotated[
     Optional[int],  # noqa: UP045 (typer reads the annotation)
-    typer.Option(min=1, help="Cases at a time; as many as there are cores by default."),
+    typer.Option(
+        min=1, help="Cases at a time; by default one per usable core. Less where the memory would not do."
+    ),
+]
+Memory = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        min=0.5,
+        metavar="GB",
+        help="What one worker may take; a case that needs more is a problem. By default its share of what is free.",
+    ),
+]
+Dask = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="ADDRESS",
+        help="A Dask cluster that does the work: its scheduler's address (tcp://host:8786) or scheduler file.",
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
 
