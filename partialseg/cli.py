@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from partialseg import __version__
+from partialseg.card_commands import card_app
 from partialseg.cli_options import Cards, Dask, Jobs, Memory, Preset, Raw, Run, Split, StudyName, finish
 from partialseg.errors import DataError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(card_app, name="card")
 
 
 def _version(value: bool) -> None:

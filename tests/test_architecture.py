@@ -23,9 +23,9 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("study", "demo"),
-    ("cli_options", "cli"),
+    ("cli_options", "card_commands", "cli"),
 )
-NEEDS_TENSORFLOW = ("data/pipeline.py", "losses", "models", "training", "inference", "demo.py", "study")
+NEEDS_TENSORFLOW = ("data/pipeline.py", "data/dicom_tensorflow.py", "losses", "models", "training", "inference", "demo.py", "study")
 
 
 def _layer(part: str) -> int:

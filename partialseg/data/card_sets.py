@@ -95,6 +95,18 @@ def read_card_set(path: str | Path) -> CardSet:
     )
 
 
+def is_card_set(name: str) -> bool:
+    """Whether a name or a path on the command line is a card set's, and not a card's.
+
+    Example:
+        >>> is_card_set("paper"), is_card_set("my_set.yaml"), is_card_set("kits19")
+        (True, True, False)
+    """
+    if Path(name).suffix.lower() in _SUFFIXES:
+        return True
+    return not Path(name).is_file() and name not in shipped_cards() and name in shipped_card_sets()
+
+
 def expand(names: Sequence[str]) -> tuple[list[Card], tuple[str, ...] | None]:
     """Read cards and card sets by what the command line names.
 
@@ -120,7 +132,7 @@ def expand(names: Sequence[str]) -> tuple[list[Card], tuple[str, ...] | None]:
     cards: dict[Path, Card] = {}
     organs: dict[str, None] = {}
     for name in names:
-        if _is_set(name):
+        if is_card_set(name):
             card_set = read_card_set(name)
             organs.update(dict.fromkeys(card_set.organs))
             found: Iterable[Card] = card_set.cards
@@ -182,6 +194,8 @@ def _part_notes(card: Card, classes: Sequence[str]) -> list[str]:
 
 
 def _background_notes(card: Card, classes: Sequence[str]) -> list[str]:
+    if card.masks:  # outside of all masks is background, so that a mask of it says nothing more
+        return []
     values = [card.describe_value(value) for value, names in card.labels.items() if names == [BACKGROUND]]
     missing = [organ for organ in classes if organ not in card.annotated]
     if not values or not missing:
@@ -195,12 +209,6 @@ def _background_notes(card: Card, classes: Sequence[str]) -> list[str]:
 def _some(names: Sequence[str]) -> str:
     """The names, or the first of many."""
     return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:7])} and {len(names) - 7} more"
-
-
-def _is_set(name: str) -> bool:
-    if Path(name).suffix.lower() in _SUFFIXES:
-        return True
-    return not Path(name).is_file() and name not in shipped_cards() and name in shipped_card_sets()
 
 
 def _read_card(name: str, place: int, front: FrontMatter, file: Path) -> Card:

@@ -1,0 +1,155 @@
+"""A data card as text: the front matter for the program, and a skeleton of the prose for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from partialseg.data.cards import IGNORE, left_right_pair
+from partialseg.data.classes import BACKGROUND
+
+#: Stands for the organ of a value that nobody has named; no card with it can be read.
+UNNAMED = "?"
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a label value stands for.
+
+    Attributes:
+        organs: As `Card.labels` has them; `UNNAMED` where nobody has said yet.
+        said: What the dataset itself calls it.
+    """
+
+    organs: tuple[str, ...]
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a new card says.
+
+    Attributes:
+        name, title, source, licence, citation, folders: As in `Card`.
+        image, label: The patterns of `Files`.
+        labels: What each value means; 0 is not among them.
+        labelled: Number of cases with a label map; None where it is not known.
+        notes: What somebody should look at.
+    """
+
+    name: str
+    image: str
+    label: str
+    labels: Mapping[int, Meaning]
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+    folders: tuple[str, ...] = ()
+    labelled: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def annotated(self) -> tuple[str, ...]:
+        """All organs, in the order of the values."""
+        organs = dict.fromkeys(organ for value in sorted(self.labels) for organ in self.labels[value].organs)
+        return tuple(organ for organ in organs if organ not in (BACKGROUND, IGNORE))
+
+    @property
+    def unnamed(self) -> tuple[int, ...]:
+        """Values for which nobody has said what they are."""
+        return tuple(value for value in sorted(self.labels) if self.labels[value].organs == (UNNAMED,))
+
+
+def card_text(draft: Draft) -> str:
+    """The text of a card.
+
+    Example:
+        >>> draft = Draft("toy", "img/*.nii.gz", "label/*.nii.gz", {1: Meaning(("liver",), "Liver")})
+        >>> print(card_text(draft).split("---")[1].strip())
+        name: toy
+        title: toy
+        source: ''
+        licence: ''
+        citation: ''
+        modality: CT
+        folders: [toy]
+        files: {image: 'img/*.nii.gz', label: 'label/*.nii.gz'}
+        labels:
+          1: liver         # Liver
+        annotated: [liver]
+        splits: {seed: 0, test: 0.2}
+    """
+    return "\n".join(["---", *_front_matter(draft), "---", "", *_prose(draft)])
+
+
+def _front_matter(draft: Draft) -> list[str]:
+    texts = {"title": draft.title or draft.name, "source": draft.source, "licence": draft.licence}
+    lines = [f"name: {_scalar(draft.name)}"]
+    lines += [f"{field}: {_scalar(text)}" for field, text in texts.items()]
+    lines += _folded("citation", draft.citation)
+    files = f"{{image: {_scalar(draft.image)}, label: {_scalar(draft.label)}}}"
+    folders = draft.folders or (draft.name,)
+    lines += ["modality: CT", f"folders: {_flow(folders)}", f"files: {files}", "labels:"]
+    for value in sorted(draft.labels):
+        meaning = draft.labels[value]
+        line = (
+            f"  {value}: {_flow(meaning.organs) if len(meaning.organs) > 1 else _scalar(meaning.organs[0])}"
+        )
+        lines.append(f"{line:<16} # {' '.join(meaning.said.split())}" if meaning.said else line)
+    start = "annotated: "
+    wrapped = textwrap.wrap(_flow(draft.annotated), _WIDTH - len(start), break_on_hyphens=False)
+    lines.append(start + f"\n{' ' * len(start)} ".join(wrapped))
+    if any(left_right_pair(meaning.organs) for meaning in draft.labels.values()):
+        lines.append("split_sides: true")
+    lines.append("splits: {seed: 0, test: 0.2}")
+    if draft.labelled is not None:
+        lines.append(f"counts: {{labelled: {draft.labelled}}}")
+    return lines
+
+
+def _prose(draft: Draft) -> list[str]:
+    count = "" if draft.labelled is None else f"{draft.labelled} label maps. "
+    organs = ", ".join(organ for organ in draft.annotated if organ != UNNAMED) or "?"
+    licence = f"{draft.licence}. " if draft.licence else ""
+    example = [pattern.replace("*", "NAME") for pattern in (draft.image, draft.label)]
+    folder = (draft.folders or (draft.name,))[0]
+    paragraphs = [
+        (
+            "What it is",
+            f"{count}Drawn are: {organs}. TODO: which patients, which phase, how the labels were made.",
+        ),
+        ("Who made it", "TODO."),
+        ("Licence and citation", f"{licence}TODO: check it."),
+        ("How to get it", "TODO."),
+        ("Layout", f"\n\n```\nRAW/{folder}/{example[0]}\nRAW/{folder}/{example[1]}\n```"),
+        (
+            "Quirks",
+            "TODO: values that mean several organs, cases to leave out, scans shared with other datasets.",
+        ),
+        ("Not suited to", "TODO."),
+    ]
+    lines = [f"# {draft.title or draft.name}"]
+    for heading, text in paragraphs:
+        lines += ["", f"**{heading}.** {text}".replace(".** \n", ".**\n")]
+    return [*lines, ""]
+
+
+def _scalar(value: str) -> str:
+    """A string as YAML on one line."""
+    return yaml.safe_dump(" ".join(value.split()), allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def _flow(names: Sequence[str]) -> str:
+    return f"[{', '.join(_scalar(name) for name in names)}]"
+
+
+def _folded(field: str, text: str) -> list[str]:
+    """A longer text over several lines."""
+    if len(text) < 80:
+        return [f"{field}: {_scalar(text)}"]
+    return [f"{field}: >-", *(f"  {line}" for line in textwrap.wrap(text, _WIDTH - 2))]
