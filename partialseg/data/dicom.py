@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.pixels import pixel_array
+from pydicom.uid import UID
 
 from partialseg.data.dicom_series import (
     DAMAGED,
@@ -122,6 +123,16 @@ def hounsfield(one: Slice) -> np.ndarray:
     Raises:
         DataError: If they cannot be decoded, or are not HU.
     """
+    check_rescale(one)
+    return (_pixels(one) * np.float64(one.slope) + np.float64(one.intercept)).astype(np.float32)
+
+
+def check_rescale(one: Slice) -> None:
+    """Refuse a slice whose rescale does not give HU.
+
+    Raises:
+        DataError: If RescaleType says so, or slope and intercept are unusable.
+    """
     if one.rescale_type not in _HU_TYPES:
         raise DataError(
             one.path, f"holds {one.rescale_type} values (RescaleType), expected HU", "take another series"
@@ -132,7 +143,6 @@ def hounsfield(one: Slice) -> np.ndarray:
             "RescaleSlope or RescaleIntercept is no number, or the slope is 0",
             "export the series again",
         )
-    return (_pixels(one) * np.float64(one.slope) + np.float64(one.intercept)).astype(np.float32)
 
 
 def _pixels(one: Slice) -> np.ndarray:
@@ -152,7 +162,7 @@ def _pixels(one: Slice) -> np.ndarray:
     except DAMAGED as error:
         raise DataError(
             one.path,
-            f"its pixels cannot be decoded ({error})",
+            f"its pixels ({UID(one.transfer_syntax).name}) cannot be decoded ({error})",
             "export the series again, uncompressed",
         ) from error
     if pixels.shape != one.size[::-1]:

@@ -42,6 +42,7 @@ _SAME_DIRECTION = 1e-3
 
 _FIELDS = (
     "AcquisitionNumber",
+    "BitsAllocated",
     "BitsStored",
     "Columns",
     "HighBit",
@@ -51,6 +52,7 @@ _FIELDS = (
     "Modality",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
+    "PixelRepresentation",
     "PixelSpacing",
     "RescaleIntercept",
     "RescaleSlope",
@@ -102,6 +104,9 @@ class Slice:
         slope: RescaleSlope; 1 where absent or empty.
         intercept: RescaleIntercept; 0 where absent or empty.
         rescale_type: RescaleType; empty where absent.
+        transfer_syntax: UID of the encoding; empty where absent.
+        bits_allocated: BitsAllocated.
+        is_signed: PixelRepresentation.
         bits_stored: BitsStored.
         high_bit: HighBit; `bits_stored - 1` where absent.
     """
@@ -123,6 +128,9 @@ class Slice:
     slope: float | None
     intercept: float | None
     rescale_type: str
+    transfer_syntax: str
+    bits_allocated: int
+    is_signed: bool
     bits_stored: int
     high_bit: int
 
@@ -363,6 +371,10 @@ def _no_slice(dataset: pydicom.Dataset, modality: str | None) -> str:
 
 def _slices_of_file(dataset: pydicom.Dataset, path: Path) -> list[Slice]:
     """The slices of a file: one, or one for each frame."""
+
+    def top(name: str) -> Any:
+        return dataset.file_meta.get(name) if name == "TransferSyntaxUID" else dataset.get(name)
+
     count = int(dataset.get("NumberOfFrames") or 1)
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if frames is None:
@@ -372,7 +384,7 @@ def _slices_of_file(dataset: pydicom.Dataset, path: Path) -> list[Slice]:
                 f"holds {count} frames that say nothing of their positions (PerFrameFunctionalGroupsSequence)",
                 "export the series as one file per slice",
             )
-        return [_slice(dataset.get, path, None)]
+        return [_slice(top, path, None)]
     if len(frames) != count:
         raise DataError(
             path, f"says that it holds {count} frames, and describes {len(frames)}", "export the series again"
@@ -386,7 +398,7 @@ def _slices_of_file(dataset: pydicom.Dataset, path: Path) -> list[Slice]:
                 items = functional_groups.get(group) if group else None
                 if items and items[0].get(inner) is not None:
                     return items[0].get(inner)
-            return dataset.get(name)
+            return top(name)
 
         return get
 
@@ -424,6 +436,9 @@ def _slice(get: Callable[[str], Any], path: Path, frame: int | None) -> Slice:
         slope=1.0 if slope in (None, "") else (_numbers(slope, 1) or (None,))[0],
         intercept=0.0 if intercept in (None, "") else (_numbers(intercept, 1) or (None,))[0],
         rescale_type=_text(get("RescaleType")).upper(),
+        transfer_syntax=str(get("TransferSyntaxUID") or ""),
+        bits_allocated=int(get("BitsAllocated") or 0),
+        is_signed=bool(get("PixelRepresentation")),
         bits_stored=stored,
         high_bit=int(get("HighBit") if get("HighBit") is not None else stored - 1),
     )
