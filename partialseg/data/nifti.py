@@ -117,7 +117,7 @@ def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
         )
     slope, intercept = _scaling(raw, path)
     affine, notes = _geometry(header, raw, shape, path)
-    offset = _voxel_offset(raw, header, path)
+    offset = _voxel_offset(raw, path)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     check_stored_bytes(num_bytes, os.fstat(stream.fileno()).st_size, compressed, "NIfTI", path)
     _pass_extensions(stream, start, offset, header, path)
@@ -158,6 +158,7 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, nib.Ni
     code = int(raw["datatype"])
     if code not in types.dtype or not types.dtype[code].itemsize:
         raise DataError(path, f"holds voxels of type {code}, expected integers or floats", "convert it again")
+    _voxel_offset(raw, path)  # nibabel has other words
     return kind(block), raw, len(block)
 
 
@@ -175,10 +176,10 @@ def _scaling(raw: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def _voxel_offset(raw: nib.Nifti1Header, header: nib.Nifti1Header, path: Path) -> int:
+def _voxel_offset(raw: nib.Nifti1Header, path: Path) -> int:
     """Where the voxels start."""
     found = float(raw["vox_offset"])
-    least = header.single_vox_offset
+    least = raw.single_vox_offset
     if found == 0:
         return least
     if not (least <= found <= MAX_HEADER_BYTES and found.is_integer()):
