@@ -16,6 +16,7 @@ from pathlib import Path
 
 from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
 from partialseg.data.classes import PAPER_ORGANS, class_names
+from partialseg.data.label_files import with_missing_masks
 from partialseg.data.prepare_case import (
     CannotWriteError,
     PrepareTask,
@@ -205,7 +206,7 @@ def list_raw_cases(
             raise DataError(card.path, f"there is another card called {card.name}", "give each dataset once")
         raw_cases = find_cases(card, raw)
         if raw_cases:
-            found.append((card, raw_cases))
+            found.append((with_missing_masks(card, raw_cases), raw_cases))
         else:
             folders = ", ".join(dict.fromkeys([*card.folders, card.name, "."]))
             problem = f"{card.name}: no file in {raw} matches {card.files.image} (looked in {folders})"
@@ -319,7 +320,7 @@ def _run(tasks: Sequence[PrepareTask], means: _Means) -> Iterator[DataError | tu
         return
     jobs, memory = means.jobs, None
     if means.dask is None and (jobs != 1 or means.memory_gb is not None):
-        need = max(memory_needed(task.raw) for task in tasks)
+        need = max(memory_needed(task.raw, task.spacing_mm) for task in tasks)
         wanted = None if means.memory_gb is None else int(means.memory_gb * 1e9)
         jobs, memory = jobs_in_memory(jobs, need, wanted)
     function = prepare_case if means.dask is None else prepare_case_elsewhere

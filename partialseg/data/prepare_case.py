@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -25,7 +26,7 @@ from partialseg.data.cards import IGNORE, Card, RawCase
 from partialseg.data.checks import read_case
 from partialseg.data.labels import annotated_values
 from partialseg.data.prepared import FORMAT, Case
-from partialseg.data.raw_files import content_hash, num_voxels, stamp
+from partialseg.data.raw_files import content_hash, extent, stamp
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.resample import resample_image, resample_label, resampled_grid
 from partialseg.errors import DataError
@@ -36,9 +37,10 @@ from partialseg.storage import Location, is_remote
 #: Voxels of each annotated value that are listed for patches to centre on.
 MAX_FOREGROUND = 10_000
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
-#: Bytes that a worker takes to prepare a case: so many for Python and its libraries, and for each raw voxel.
-BASE_BYTES = 500_000_000
-BYTES_PER_VOXEL = 16
+#: What a worker takes to prepare a case: for Python and its libraries, for each raw and each prepared voxel.
+BASE_BYTES = 300_000_000
+BYTES_PER_VOXEL = 14
+BYTES_PER_PREPARED_VOXEL = 8
 
 
 class CannotWriteError(DataError):
@@ -141,13 +143,19 @@ def prepare_case_elsewhere(task: PrepareTask) -> tuple[Case, bool]:
     return prepare_case(task)
 
 
-def memory_needed(raw_case: RawCase) -> int:
-    """Bytes that a worker takes to prepare a case, from the headers of its files.
+def memory_needed(raw_case: RawCase, spacing_mm: Sequence[float]) -> int:
+    """Bytes that a worker takes at most to prepare a case, from the header of its scan.
 
-    It is 0.5 GB for Python and its libraries, and 16 bytes for each voxel of the scan: 4.7 GB for
-    512 x 512 x 1000 voxels. What a worker really took was measured to stay below this.
+    It is 0.3 GB for Python and its libraries, 14 bytes for each voxel of the scan, and 8 for each prepared one:
+    4.2 GB for 512 x 512 x 1000 voxels of 0.8 x 0.8 x 1 mm. What workers really take was measured to stay below.
+
+    Args:
+        raw_case: The case.
+        spacing_mm: Voxel size `(z, y, x)` wanted.
     """
-    return BASE_BYTES + BYTES_PER_VOXEL * max(num_voxels(raw_case.image), num_voxels(raw_case.label))
+    scan = extent(raw_case.image)
+    prepared_voxels = scan.volume_mm3 / math.prod(spacing_mm)
+    return int(BASE_BYTES + BYTES_PER_VOXEL * scan.voxels + BYTES_PER_PREPARED_VOXEL * prepared_voxels)
 
 
 def fingerprint(task: PrepareTask, content: str) -> str:

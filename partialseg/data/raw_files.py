@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pydicom
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 _CHUNK_BYTES = 1 << 20
-#: In the text header of an NRRD or a MetaImage: the sizes of its axes.
+#: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm.
 _SIZES = re.compile(rb"^(?:sizes|DimSize)\s*[:=]\s*([\d ]+)", re.MULTILINE)
+_SPACINGS = re.compile(rb"^(?:spacings|ElementSpacing)\s*[:=]\s*([-+.\deE ]+)", re.MULTILINE)
+_DIRECTIONS = re.compile(rb"^space directions\s*:\s*((?:\([-+.\deE, ]+\)\s*){3})", re.MULTILINE)
 #: Links are followed, and may lead back to where they are.
 _DEPTHS = ("*", "*/*", "*/*/*", "*/*/*/*")
 _DATA_FILE = re.compile(rb"^ElementDataFile\s*=\s*(\S.*?)\s*$", re.MULTILINE)
@@ -50,36 +55,60 @@ def content_hash(paths: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
 
 
-def num_voxels(path: Path) -> int:
-    """How many voxels a file, or a folder of slices or masks, holds according to its headers; 0 if they do not say.
+@dataclass(frozen=True)
+class Extent:
+    """How large a scan is, according to its headers.
 
-    Of a folder one file is looked at, and taken for all where they are slices; masks count once.
+    Attributes:
+        voxels: Number of voxels; 0 if the headers do not say.
+        volume_mm3: What they cover; 0 if the headers do not say.
+    """
+
+    voxels: int = 0
+    volume_mm3: float = 0.0
+
+
+def extent(path: Path) -> Extent:
+    """How large the scan in a file, or in a folder of slices, is, without reading its voxels.
+
+    Of a folder one file is looked at, and taken for all.
+
+    Example:
+        >>> extent(Path("no such file"))
+        Extent(voxels=0, volume_mm3=0.0)
     """
     files = [file for _, file in _files(path)]
     if not files:
-        return 0
-    first = files[len(files) // 2]
+        return Extent()
+    first = files[len(files) // 2] if path.is_dir() else path
     try:
         if first.name.endswith((".nii", ".nii.gz")):
-            return _product(nib.load(first).shape)
-        if first.suffix in (".nrrd", ".mha", ".mhd"):
-            with first.open("rb") as file:
-                sizes = _SIZES.search(file.read(1 << 16))
-            return _product(map(int, sizes[1].split())) if sizes else 0
-        if first.suffix == ".png":
-            return 0  # a label map, as large as its image
-        header = pydicom.dcmread(first, stop_before_pixels=True)
-        frames = int(header.get("NumberOfFrames", 1) or 1)
-        return len(files) * frames * int(header.get("Rows", 0)) * int(header.get("Columns", 0))
+            image = nib.load(first)
+            voxels, voxel_mm3 = math.prod(image.shape), abs(np.linalg.det(image.affine[:3, :3]))
+        elif first.suffix in (".nrrd", ".mha", ".mhd"):
+            voxels, voxel_mm3 = _extent_of_text_header(first)
+        else:
+            header = pydicom.dcmread(first, stop_before_pixels=True)
+            frames = len(files) * int(header.get("NumberOfFrames", 1) or 1)
+            voxels = frames * int(header.get("Rows", 0)) * int(header.get("Columns", 0))
+            voxel_mm3 = math.prod(header.get("PixelSpacing", [0])) * float(
+                header.get("SliceThickness", 0) or 0
+            )
     except (OSError, ValueError, ImageFileError, HeaderDataError, pydicom.errors.InvalidDicomError):
-        return 0  # whoever reads it says what is wrong with it
+        return Extent()  # whoever reads it says what is wrong with it
+    return Extent(int(voxels), float(voxels * voxel_mm3)) if math.isfinite(voxel_mm3) else Extent(int(voxels))
 
 
-def _product(sizes: Iterator[int] | Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= int(size)
-    return product
+def _extent_of_text_header(path: Path) -> tuple[int, float]:
+    """Number of voxels and volume of one, of an NRRD or a MetaImage; 0 where the header does not say."""
+    with path.open("rb") as file:
+        header = file.read(1 << 16)
+    sizes, spacings, directions = (pattern.search(header) for pattern in (_SIZES, _SPACINGS, _DIRECTIONS))
+    voxels = math.prod(map(int, sizes[1].split())) if sizes else 0
+    if directions:
+        numbers = np.array(re.findall(rb"[-+.\deE]+", directions[1]), dtype=float)
+        return voxels, abs(np.linalg.det(numbers.reshape(3, 3)))
+    return voxels, math.prod(map(float, spacings[1].split())) if spacings else 0.0
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
