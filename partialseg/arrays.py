@@ -151,11 +151,14 @@ class Cache:
         self.touch(local)
         return local
 
-    def touch(self, local: Path) -> None:
-        """Note that a copy is in use (once an hour will do)."""
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+    def touch(self, local: Path) -> bool:
+        """Note that a copy is in use (once an hour will do); False if it is no longer there."""
+        try:
             if time.time() - local.stat().st_mtime > _HOUR:
                 os.utime(local)
+        except FileNotFoundError:  # another process has removed it
+            return False
+        return True
 
     def _make_room(self, size: int) -> bool:
         """Remove what was not used for long, oldest first, until a file of this size fits."""
@@ -223,7 +226,7 @@ def read_boxes(arrays: Sequence[np.ndarray | RemoteArray], box: Box) -> list[np.
         DataError: If an object is missing or shorter than its header says, or the store does not answer.
     """
     remote = [array for array in arrays if isinstance(array, RemoteArray)]
-    plans = [plan_ranges(array.shape, array.dtype.itemsize, box) for array in remote]
+    plans = [plan_ranges(array.shape, array.dtype.itemsize, box, GAP) for array in remote]
     parts = iter(_fetch(remote, plans))
     return [next(parts) if isinstance(array, RemoteArray) else array[box] for array in arrays]
 
@@ -245,7 +248,7 @@ class RangePlan:
     shape: tuple[int, ...]
 
 
-def plan_ranges(shape: Sequence[int], itemsize: int, box: Box, gap: int = GAP) -> RangePlan:
+def plan_ranges(shape: Sequence[int], itemsize: int, box: Box, gap: int) -> RangePlan:
     """Choose the byte ranges that hold a box of an array in C order.
 
     Args:

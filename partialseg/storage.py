@@ -128,6 +128,36 @@ def naming(path: Location) -> Iterator[None]:
         raise DataError(path, *_explain(error, path)) from error
 
 
+def read_bytes(path: Location) -> bytes | None:
+    """The content of a file; None if there is none.
+
+    `path.is_file()` would say of a refused access, too, that there is no file.
+
+    Raises:
+        DataError: If the access is refused, or the store does not answer.
+    """
+    with naming(path):
+        try:
+            return file_system(path).cat_file(path.path) if is_remote(path) else path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def list_files(folder: Location) -> dict[str, int]:
+    """Name below the folder (with `/`) and size in bytes of each file in it; empty if there is none.
+
+    Raises:
+        DataError: If the access is refused, or the store does not answer.
+    """
+    with naming(folder):
+        if not is_remote(folder):
+            files = (path for path in folder.rglob("*") if path.is_file())
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        found = file_system(folder).find(folder.path, detail=True)
+    start = len(folder.path.strip("/")) + 1
+    return {name.strip("/")[start:]: entry["size"] for name, entry in found.items()}
+
+
 def upload(local: Path, path: UPath, last: str | None = None) -> None:
     """Copy a file, or the files of a folder, to a URL; each object appears whole or not at all.
 
@@ -160,7 +190,8 @@ def _explain(error: Exception, path: Location) -> tuple[str, str]:
     """What happened, and what to do."""
     words = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        what = next((word for word in ("bucket", "container") if word in words.lower()), "file")
+        names = ("bucket", "container")
+        what = next((name for name in names if f"{name} does not exist" in words.lower()), "file")
         return f"there is no such {what}", "check the name, or make what is missing"
     if isinstance(error, PermissionError):
         return f"access is refused ({words})", _remedy_of_access(path)

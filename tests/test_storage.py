@@ -10,7 +10,8 @@ from unittest import mock
 import pytest
 
 from partialseg.errors import DataError
-from partialseg.storage import file_system, is_remote, naming, path_or_url, upload
+from partialseg.files import write_text
+from partialseg.storage import file_system, is_remote, list_files, naming, path_or_url, read_bytes, upload
 
 
 @pytest.fixture
@@ -92,6 +93,25 @@ def test_folder_is_uploaded_with_the_named_file_last(bucket, tmp_path):
     assert {name: (bucket / name).read_text() for name in ("a.npy", "case.json", "deep/b.npy")} == {
         name: name for name in ("a.npy", "case.json", "deep/b.npy")
     }
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_files_are_listed_and_read(where, bucket, tmp_path):
+    folder = tmp_path if where == "local" else bucket
+    assert list_files(folder / "a") == {}
+    assert read_bytes(folder / "a" / "b.txt") is None
+    write_text(folder / "a" / "b.txt", "bc")
+    write_text(folder / "a" / "c" / "d.txt", "d")
+    assert list_files(folder / "a") == {"b.txt": 2, "c/d.txt": 1}
+    assert read_bytes(folder / "a" / "b.txt") == b"bc"
+
+
+def test_refused_access_is_not_taken_for_a_missing_file(bucket):
+    refusal = mock.patch(
+        "fsspec.implementations.memory.MemoryFileSystem.cat_file", side_effect=PermissionError
+    )
+    with refusal, pytest.raises(DataError, match="access is refused"):
+        read_bytes(bucket / "a.json")
 
 
 @pytest.mark.parametrize(

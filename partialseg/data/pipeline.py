@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from partialseg.arrays import read_boxes
 from partialseg.data.labels import candidates, ignored_value
 from partialseg.data.prepared import Case, Prepared, read_prepared
 from partialseg.data.sampling import Draw, PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
 
-__all__ = ["PatchConfig", "fixed_patches", "patches", "read_patch"]
+__all__ = ["PatchConfig", "data_problems", "fixed_patches", "patches", "read_patch"]
 
 #: What lies outside the field of view, in HU.
 AIR = -1024
 
+#: What lately ended a stream of this process; TensorFlow passes on its text alone.
+_problems: deque[DataError] = deque(maxlen=32)
+
 
 def patches(
-    prepared: Prepared | str | Path, config: PatchConfig | Mapping[str, Any], start_batch: int = 0
+    prepared: Prepared | str | os.PathLike[str], config: PatchConfig | Mapping[str, Any], start_batch: int = 0
 ) -> tf.data.Dataset:
     """An endless stream of batches, always the same for the same config (see `PatchPlan` for what is drawn).
 
     Args:
-        prepared: The prepared cases, or the folder that holds them.
-        config: How patches are drawn.
+        prepared: The prepared cases, or the folder (or URL) that holds them.
+        config: How patches are drawn. From an object store, `workers` batches are read at the same time.
         start_batch: Index of the first batch; a training that stopped goes on where it was.
 
     Returns:
@@ -36,21 +42,29 @@ def patches(
         the image is air (-1024 HU) and every class is a candidate.
 
     Raises:
-        DataError: If a dataset is unknown or has no case in the split, or if there is none at all.
+        DataError: If a dataset is unknown or has no case in the split, if there is none at all, or if a file of
+            a case is missing or too short. What is wrong inside a file shows when it is read: iteration then
+            ends with an `InvalidArgumentError` (see `data_problems`).
         pydantic.ValidationError: If the config is not valid.
     """
     if not isinstance(prepared, Prepared):
         prepared = read_prepared(prepared)
     config = PatchConfig.model_validate(config)
     plan = PatchPlan(prepared, config)
-    tables, offsets = _joined_tables(prepared, [case for name in plan.datasets for case in plan.cases[name]])
+    cases = [case for name in plan.datasets for case in plan.cases[name]]
+    prepared.check_files(cases)
+    tables, offsets = _joined_tables(prepared, cases)
     shape = (config.batch_size, *config.patch_size)
 
     def read_batch(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        draws = plan.batch(int(index))
         image, label = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-        for slot, draw in enumerate(draws):
-            read_patch(prepared, draw, image[slot], label[slot])
+        try:
+            draws = plan.batch(int(index))
+            for slot, draw in enumerate(draws):
+                read_patch(prepared, draw, image[slot], label[slot])
+        except DataError as error:
+            _problems.append(error)
+            raise
         return image, label, np.array([offsets[_table_key(draw.case)] for draw in draws], np.int32)
 
     def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -64,6 +78,22 @@ def patches(
 
     batches = tf.data.Dataset.counter(start_batch)
     return batches.map(to_tensors, num_parallel_calls=config.workers, deterministic=True).prefetch(2)
+
+
+@contextlib.contextmanager
+def data_problems() -> Iterator[None]:
+    """While `patches` are read in this block, raise what was wrong with a file instead of TensorFlow's error.
+
+    Raises:
+        DataError: If a file that a patch needs could not be read, or holds what the manifest does not say.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for problem in reversed(_problems):
+            if str(problem) in error.message:
+                raise problem from error
+        raise
 
 
 def fixed_patches(
@@ -110,30 +140,19 @@ def read_patch(prepared: Prepared, draw: Draw, image: np.ndarray, label: np.ndar
         DataError: If a file is missing or holds what the manifest does not say.
     """
     case = draw.case
-    folder = prepared.folder / case.dataset / case.name
     inside, source = [], []
     for start, size, patch in zip(draw.start, case.shape, image.shape, strict=True):
         first, stop = max(start, 0), min(start + patch, size)
         source.append(slice(first, stop))
         inside.append(slice(first - start, stop - start))
-    try:
-        whole_image, whole_label = prepared.image(case), prepared.label(case)
-    except (OSError, ValueError) as error:
-        raise DataError(folder, f"cannot be read ({error})", "prepare the case again") from error
-    if not whole_image.shape == whole_label.shape == case.shape:
-        raise DataError(
-            folder,
-            f"image has shape {whole_image.shape} and label {whole_label.shape}, expected {case.shape}",
-            "prepare the case again",
-        )
     image.fill(AIR)
     label.fill(ignored_value(prepared.classes))
-    image[tuple(inside)] = whole_image[tuple(source)]
-    label[tuple(inside)] = whole_label[tuple(source)]
+    parts = read_boxes([prepared.image(case), prepared.label(case)], tuple(source))
+    image[tuple(inside)], label[tuple(inside)] = parts
     num_values = len(prepared.datasets[case.dataset].table)
     if label.max() >= num_values:
         raise DataError(
-            folder / "label.npy",
+            prepared.folder / case.dataset / case.name / "label.npy",
             f"holds value {label.max()}, but the dataset's table has 0 to {num_values - 1}",
             "prepare the case again",
         )

@@ -1,5 +1,8 @@
 """A folder of prepared cases: what `prepare` writes and what patches, validation and studies read.
 
+The folder may be in an object store (`s3://bucket/prepared`): arrays are not compressed, so that the part of them
+that a patch needs is memory-mapped from a disk, or read by byte ranges from a store.
+
 PREPARED/manifest.json                  classes, spacing, datasets with their tables, one entry per case
 PREPARED/<dataset>/<case>/image.npy     int16 HU, (depth, height, width), RAS+
 PREPARED/<dataset>/<case>/label.npy     uint8 values of the dataset's table, same shape
@@ -11,16 +14,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
+from partialseg.arrays import Cache, RemoteArray, open_array
 from partialseg.errors import DataError
 from partialseg.files import write_json
+from partialseg.storage import Location, is_remote, list_files, path_or_url, read_bytes
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 FORMAT = 1
+
+
+def _is_folder_name(name: str) -> str:
+    """A name out of a manifest must not lead out of the prepared folder."""
+    if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
+        raise ValueError("expected the name of one folder")
+    return name
+
+
+_FolderName = Annotated[str, AfterValidator(_is_folder_name)]
+_Length = Annotated[FiniteFloat, Field(gt=0)]
+_Row = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 @dataclass(frozen=True)
@@ -42,11 +66,11 @@ class Case:
         annotated: The organs that are annotated in this case; None for all of its dataset's.
     """
 
-    dataset: str
-    name: str
-    split: str
-    shape: tuple[int, int, int]
-    affine: tuple[tuple[float, ...], ...]
+    dataset: _FolderName
+    name: _FolderName
+    split: Literal["train", "test"]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    affine: tuple[_Row, _Row, _Row, _Row]
     foreground: tuple[tuple[int, int, int], ...]
     voxels: tuple[int, ...]
     image_source: str
@@ -57,18 +81,12 @@ class Case:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:
-        """Read an entry of the manifest; the inverse of `dataclasses.asdict` through JSON."""
-        return cls(
-            **{
-                **entry,
-                "shape": tuple(entry["shape"]),
-                "affine": tuple(map(tuple, entry["affine"])),
-                "foreground": tuple(map(tuple, entry["foreground"])),
-                "voxels": tuple(entry["voxels"]),
-                "notes": tuple(entry["notes"]),
-                "annotated": None if entry.get("annotated") is None else tuple(entry["annotated"]),
-            }
-        )
+        """Read an entry of the manifest; the inverse of `dataclasses.asdict` through JSON.
+
+        Raises:
+            pydantic.ValidationError: If a field is missing or is not what `Case` says.
+        """
+        return TypeAdapter(cls).validate_python(entry)
 
 
 @dataclass(frozen=True)
@@ -96,18 +114,24 @@ class Prepared:
     """A folder of prepared cases.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it lies: a path, or a `UPath` for an object store.
         classes: Background, then the organs.
         spacing_mm: Voxel size `(z, y, x)` in mm.
         datasets: By name.
         cases: All cases, sorted by dataset and name.
+        cache: Where copies of files from an object store are kept; None reads the parts that are needed.
     """
 
-    folder: Path
+    folder: Location
     classes: tuple[str, ...]
     spacing_mm: tuple[float, float, float]
     datasets: dict[str, Dataset]
     cases: tuple[Case, ...]
+    cache: Cache | None = None
+    # What this process has opened in an object store: headers that it need not read again, and local copies.
+    _opened: dict[str, RemoteArray | Path] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -134,17 +158,90 @@ class Prepared:
         """Whether the background of a case is background alone."""
         return int(self.table(case)[0].sum()) == 1
 
-    def image(self, case: Case) -> np.ndarray:
-        """The image, memory-mapped: int16 HU, `(depth, height, width)`."""
-        return np.load(self.folder / case.dataset / case.name / "image.npy", mmap_mode="r")
+    def image(self, case: Case) -> np.ndarray | RemoteArray:
+        """The image, memory-mapped or read in parts: int16 HU, `(depth, height, width)`.
 
-    def label(self, case: Case) -> np.ndarray:
-        """The label map, memory-mapped: uint8 values of the dataset's table, `(depth, height, width)`."""
-        return np.load(self.folder / case.dataset / case.name / "label.npy", mmap_mode="r")
+        Raises:
+            DataError: If the file is missing, damaged, or not what the manifest says. So for all three arrays.
+        """
+        return self._array(case, "image")
 
-    def foreground(self, case: Case) -> np.ndarray:
-        """Flat indices of annotated foreground, int32, memory-mapped; `case.foreground` says which is what."""
-        return np.load(self.folder / case.dataset / case.name / "foreground.npy", mmap_mode="r")
+    def label(self, case: Case) -> np.ndarray | RemoteArray:
+        """The label map, likewise: uint8 values of the dataset's table, `(depth, height, width)`."""
+        return self._array(case, "label")
+
+    def foreground(self, case: Case) -> np.ndarray | RemoteArray:
+        """Flat indices of annotated foreground, likewise: int32; `case.foreground` says which is what."""
+        return self._array(case, "foreground")
+
+    def check_files(self, cases: Sequence[Case]) -> None:
+        """See whether the files of some cases are there and as long as they must be; nothing is read.
+
+        Raises:
+            DataError: For the first that is missing or too short.
+        """
+        listed = list_files(self.folder) if is_remote(self.folder) else None
+        missing = []
+        for case in cases:
+            for name, (dtype, shape) in _expected_arrays(case).items():
+                path, size = self._path(case, name), math.prod(shape) * np.dtype(dtype).itemsize
+                inside = f"{case.dataset}/{case.name}/{name}.npy"
+                found = _size(path) if listed is None else listed.get(inside, -1)
+                if found <= size:  # the header needs some bytes too
+                    what = (
+                        "there is no such file" if found < 0 else f"has {found} bytes, expected over {size}"
+                    )
+                    missing.append((path, what))
+        if missing:
+            (path, what), more = missing[0], len(missing) - 1
+            raise DataError(path, what + (f" (and {more} more)" if more else ""), "prepare the data again")
+
+    def _path(self, case: Case, name: str) -> Location:
+        return self.folder / case.dataset / case.name / f"{name}.npy"
+
+    def _array(self, case: Case, name: str) -> np.ndarray | RemoteArray:
+        path = self._path(case, name)
+        array = self._open_remote(path) if is_remote(path) else open_array(path)
+        dtype, shape = _expected_arrays(case)[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise DataError(
+                path,
+                f"holds {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {shape}",
+                "prepare the case again",
+            )
+        return array
+
+    def _open_remote(self, path: UPath) -> np.ndarray | RemoteArray:
+        """A local copy, memory-mapped, where there is a cache with room for it."""
+        opened = self._opened.get(str(path))
+        if isinstance(opened, RemoteArray):
+            return opened
+        if self.cache is not None:
+            if opened is None or not self.cache.touch(opened):
+                opened = self.cache.stage(path)
+            if opened is not None:
+                self._opened[str(path)] = opened
+                return open_array(opened)
+        opened = self._opened[str(path)] = open_array(path)
+        return opened
+
+
+def _expected_arrays(case: Case) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of each array of a case."""
+    points = case.foreground[-1][2] if case.foreground else 0
+    return {
+        "image": (np.int16, case.shape),
+        "label": (np.uint8, case.shape),
+        "foreground": (np.int32, (points,)),
+    }
+
+
+def _size(path: Path) -> int:
+    """Bytes of a local file; -1 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def write_manifest(prepared: Prepared) -> None:
@@ -164,39 +261,100 @@ def write_manifest(prepared: Prepared) -> None:
     )
 
 
-def read_prepared(folder: str | Path) -> Prepared:
+def read_prepared(
+    folder: str | os.PathLike[str] | UPath, cache: str | Path | Cache | None = None
+) -> Prepared:
     """Read a folder that `partialseg prepare` wrote.
 
     Args:
-        folder: The folder with `manifest.json`.
+        folder: The folder with `manifest.json`, or its URL (`s3://bucket/prepared`, `gs://`, `az://`).
+        cache: For a URL, a local folder for copies of the cases' files, each made when it is first needed. By
+            default the one that the environment variable PARTIALSEG_CACHE names; without, byte ranges are read.
 
     Raises:
-        DataError: If there is no manifest, or one of another format.
+        DataError: If there is no manifest, one of another format, or one that does not hold what it should.
     """
-    folder = Path(folder)
+    folder = path_or_url(folder)
     path = folder / "manifest.json"
-    if not path.is_file():
+    cache = cache or os.environ.get("PARTIALSEG_CACHE")
+    if cache is not None and not isinstance(cache, Cache):
+        cache = Cache(Path(cache))
+    text = read_bytes(path)
+    if text is None:
         raise DataError(
             path, "there is no manifest", f"run `partialseg prepare CARD... --raw DIR --out {folder}`"
         )
+    remedy = "delete it and run `partialseg prepare` again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            path, f"is not JSON ({error})", "delete it and run `partialseg prepare` again"
-        ) from error
-    if content.get("format") != FORMAT:
-        raise DataError(
-            path, f"has format {content.get('format')}, expected {FORMAT}", "prepare the data again"
-        )
-    datasets = {
-        name: Dataset(name, tuple(entry["annotated"]), np.array(entry["table"], dtype=np.uint8))
-        for name, entry in content["datasets"].items()
-    }
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also if it is not UTF-8
+        raise DataError(path, f"is not JSON ({error})", remedy) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise DataError(path, f"has format {found!r}, expected {FORMAT}", "prepare the data again")
+    try:
+        manifest = _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
+        raise DataError(path, f"{place}: {message}, received {first['input']!r:.80}", remedy) from error
+    if (problem := _disagreement(manifest)) is not None:
+        raise DataError(path, problem, remedy)
     return Prepared(
         folder=folder,
-        classes=tuple(content["classes"]),
-        spacing_mm=tuple(content["spacing_mm"]),
-        datasets=datasets,
-        cases=tuple(Case.from_json(entry) for entry in content["cases"]),
+        classes=manifest.classes,
+        spacing_mm=manifest.spacing_mm,
+        datasets={
+            name: Dataset(name, entry.annotated, np.array(entry.table, dtype=np.uint8))
+            for name, entry in manifest.datasets.items()
+        },
+        cases=manifest.cases,
+        cache=cache if is_remote(folder) else None,
     )
+
+
+class _DatasetEntry(BaseModel):
+    """A dataset in the manifest."""
+
+    annotated: tuple[str, ...]
+    table: Annotated[list[list[Literal[0, 1]]], Field(min_length=1, max_length=256)]
+
+
+class _Manifest(BaseModel):
+    """The manifest; what its parts say of one another is checked by `_disagreement`."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    spacing_mm: tuple[_Length, _Length, _Length]
+    datasets: dict[_FolderName, _DatasetEntry]
+    cases: tuple[Case, ...]
+
+
+def _disagreement(manifest: _Manifest) -> str | None:
+    """What does not fit together in the tables, datasets and cases of a manifest."""
+    num_classes = len(manifest.classes)
+    for name, dataset in manifest.datasets.items():
+        if not all(len(row) == num_classes and any(row) for row in dataset.table):
+            return f"datasets.{name}.table: expected rows of {num_classes} zeros and ones, one at least"
+        if len(dataset.table) <= num_classes:
+            return f"datasets.{name}.table: has {len(dataset.table)} rows, expected over {num_classes}"
+    seen = set()
+    for number, case in enumerate(manifest.cases):
+        where = f"cases.{number} ({case.dataset}, {case.name})"
+        if case.dataset not in manifest.datasets:
+            return f"{where}: there is no dataset {case.dataset}"
+        if (case.dataset, case.name) in seen:
+            return f"{where}: is there twice"
+        seen.add((case.dataset, case.name))
+        if math.prod(case.shape) >= 2**31:
+            return f"{where}: shape {case.shape} has too many voxels"
+        ends = [0]
+        for value, start, stop in case.foreground:
+            if not 0 <= value < len(manifest.datasets[case.dataset].table) or not ends[-1] == start <= stop:
+                return f"{where}: foreground {value, start, stop} is no value of its table, or no next part"
+            ends.append(stop)
+        if extra := set(case.annotated or ()) - set(manifest.datasets[case.dataset].annotated):
+            return f"{where}: annotated has {', '.join(sorted(extra))}, which its dataset does not annotate"
+        if len(case.voxels) != len(case.foreground):
+            return f"{where}: voxels has {len(case.voxels)} entries, expected {len(case.foreground)}"
+    return None

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from partialseg.data.labels import candidate_table, candidates
-from partialseg.data.pipeline import PatchConfig, fixed_patches, patches
+from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
 from partialseg.data.prepared import Case, Dataset, Prepared, write_manifest
 from partialseg.data.sampling import PatchPlan
 from partialseg.errors import DataError
@@ -135,16 +135,34 @@ def test_value_without_a_row_in_the_dataset_s_own_table_names_the_file(prepared)
         list(patches(prepared, config).take(4))
 
 
-def test_missing_file_names_the_case(prepared):
+def test_missing_file_is_named_before_the_first_batch(prepared):
     (prepared.folder / "full" / "a" / "image.npy").unlink()
-    config = CONFIG.model_copy(update={"datasets": ["full"]})
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"full/a: cannot be read"):
-        list(patches(prepared, config).take(4))
+    with pytest.raises(DataError, match=r"full/a/image\.npy: there is no such file"):
+        patches(prepared, CONFIG)
 
 
-def test_changed_shape_names_the_case(prepared):
-    np.save(prepared.folder / "full" / "a" / "image.npy", np.zeros((2, 2, 2), np.int16))
-    with pytest.raises(DataError, match=r"full/a: image has shape \(2, 2, 2\)"):
+def test_file_lost_on_the_way_is_named_by_tensorflow_and_in_one_line_where_asked_for(prepared):
+    stream = patches(prepared, CONFIG.model_copy(update={"datasets": ["full"]}))
+    next(stream.as_numpy_iterator())
+    (prepared.folder / "full" / "a" / "image.npy").unlink()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"full/a/image\.npy: there is no such file"):
+        list(stream.take(4))
+    with (
+        pytest.raises(DataError, match=r"full/a/image\.npy: there is no such file") as error,
+        data_problems(),
+    ):
+        list(stream.take(4))
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_of_tensorflow_stay_what_they_are():
+    with pytest.raises(tf.errors.InvalidArgumentError), data_problems():
+        tf.reshape(tf.zeros(3), (2, 2))
+
+
+def test_changed_shape_names_the_file(prepared):
+    np.save(prepared.folder / "full" / "a" / "image.npy", np.zeros((20, 20, 20), np.int16))
+    with pytest.raises(DataError, match=r"full/a/image\.npy: holds int16 of shape \(20, 20, 20\)"):
         fixed_patches(prepared, "full", "train", 2, (3, 3, 3))
 
 

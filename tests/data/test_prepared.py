@@ -68,8 +68,12 @@ def test_arrays_are_memory_mapped(prepared):
     case = prepared.cases[0]
     folder = prepared.folder / case.dataset / case.name
     folder.mkdir(parents=True)
-    for name, dtype in (("image", np.int16), ("label", np.uint8), ("foreground", np.int32)):
-        array = np.arange(24, dtype=dtype)
+    arrays = {
+        "image": np.arange(24, dtype=np.int16).reshape(2, 3, 4),
+        "label": np.zeros((2, 3, 4), np.uint8),
+        "foreground": np.array([3, 5], np.int32),
+    }
+    for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         read = getattr(prepared, name)(case)
         assert isinstance(read, np.memmap)
@@ -81,8 +85,116 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
         read_prepared(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps({"format": 0})])
-def test_a_manifest_of_another_kind_is_refused(tmp_path, content):
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(DataError, match=r"is not JSON|has format 0"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "has format None, expected 1"),
+        (b'{"format": 0}', "has format 0, expected 1"),
+        (b'{"format": 1}', "classes: Field required"),
+    ],
+    ids=["cut", "not utf-8", "deep", "a list", "another format", "nothing else"],
+)
+def test_a_manifest_of_another_kind_is_refused(tmp_path, content, words):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"manifest\.json: {words}") as error:
         read_prepared(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+CASE, TABLE = ("cases", 1), ("datasets", "part", "table")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((*CASE, "name"), "../b", r"cases\.1\.name: expected the name of one folder, received '\.\./b'"),
+        ((*CASE, "name"), "..", r"cases\.1\.name"),
+        ((*CASE, "name"), "/etc", r"cases\.1\.name"),
+        ((*CASE, "name"), "a\\b", r"cases\.1\.name"),
+        ((*CASE, "name"), "a\0b", r"cases\.1\.name"),
+        ((*CASE, "name"), "", r"cases\.1\.name"),
+        ((*CASE, "name"), 7, r"cases\.1\.name: .*string, received 7"),
+        ((*CASE, "name"), "a", r"cases\.1 \(full, a\): is there twice"),
+        ((*CASE, "dataset"), "../full", r"cases\.1\.dataset"),
+        ((*CASE, "dataset"), "other", r"cases\.1 \(other, b\): there is no dataset other"),
+        ((*CASE, "split"), "all", r"cases\.1\.split"),
+        ((*CASE, "shape"), [2, 3], r"cases\.1\.shape\.2: Field required"),
+        ((*CASE, "shape"), [2, -3, 4], r"cases\.1\.shape\.1: .*greater than 0, received -3"),
+        ((*CASE, "shape"), "large", r"cases\.1\.shape"),
+        ((*CASE, "shape"), [10**4, 10**4, 10**4], r"cases\.1 .*too many voxels"),
+        ((*CASE, "affine"), [[1, 0, 0, 0]], r"cases\.1\.affine"),
+        ((*CASE, "affine"), [[float("nan"), 0, 0, 0]] * 4, r"cases\.1\.affine\.0\.0: .*finite"),
+        ((*CASE, "foreground"), [[1, 0]], r"cases\.1\.foreground\.0\.2"),
+        ((*CASE, "foreground"), [[1, 3, 2]], r"cases\.1 .*foreground"),
+        ((*CASE, "foreground"), [[9, 0, 2]], r"cases\.1 .*foreground"),
+        ((*CASE, "voxels"), [], r"cases\.1 .*voxels has 0 entries, expected 1"),
+        ((*CASE, "annotated"), ["heart"], r"cases\.1 .*annotated has heart"),
+        (CASE, None, r"cases\.1: "),
+        (("cases",), {}, r"cases: "),
+        (("classes",), ["background"], r"classes: "),
+        (("spacing_mm",), [3, 1.5, 0], r"spacing_mm\.2"),
+        (("spacing_mm",), [3, 1.5, float("inf")], r"spacing_mm\.2"),
+        (("datasets",), ["full"], r"datasets: "),
+        (("datasets", "../x"), {"annotated": [], "table": [[1]]}, r"datasets\.\.\./x"),
+        (TABLE, [[1, 0]] * 4, r"datasets\.part\.table: expected rows of 3 zeros and ones"),
+        (TABLE, [[1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 1, 1]], r"datasets\.part\.table: expected rows of 3"),
+        (TABLE, [[1, 0, 0]], r"datasets\.part\.table: has 1 rows, expected over 3"),
+        (TABLE, [[1, 0, 2]], r"datasets\.part\.table\.0\.2"),
+        (TABLE, 3, r"datasets\.part\.table"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_with_the_place(prepared, place, value, words):
+    write_manifest(prepared)
+    path = prepared.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    inner = content
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"manifest\.json: {words}.*; delete it") as error:
+        read_prepared(prepared.folder)
+    assert "\n" not in str(error.value)
+
+
+def write_arrays(prepared):
+    """Write what the entries of the cases say."""
+    for case in prepared.cases:
+        folder = prepared.folder / case.dataset / case.name
+        folder.mkdir(parents=True)
+        np.save(folder / "image.npy", np.zeros(case.shape, np.int16))
+        np.save(folder / "label.npy", np.zeros(case.shape, np.uint8))
+        np.save(folder / "foreground.npy", np.zeros(2, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("image", np.zeros((2, 3, 5), np.int16)),
+        ("image", np.zeros((2, 3, 4), np.float32)),
+        ("label", np.zeros((2, 3, 4), np.int16)),
+        ("label", np.zeros(24, np.uint8)),
+        ("foreground", np.zeros(1, np.int32)),
+        ("foreground", np.zeros(2, np.int64)),
+    ],
+)
+def test_array_that_is_not_what_the_manifest_says_is_named(prepared, name, array):
+    write_arrays(prepared)
+    np.save(prepared.folder / "full" / "b" / f"{name}.npy", array)
+    with pytest.raises(DataError, match=rf"full/b/{name}\.npy: holds {array.dtype} of shape .*, expected"):
+        getattr(prepared, name)(prepared.cases[1])
+
+
+def test_missing_and_short_files_are_counted_before_anything_is_read(prepared):
+    write_arrays(prepared)
+    prepared.check_files(prepared.cases)
+    (prepared.folder / "full" / "b" / "label.npy").unlink()
+    with (prepared.folder / "part" / "a" / "image.npy").open("r+b") as file:
+        file.truncate(40)
+    with pytest.raises(DataError, match=r"full/b/label\.npy: there is no such file \(and 1 more\)"):
+        prepared.check_files(prepared.cases)
+    with pytest.raises(DataError, match=r"part/a/image\.npy: has 40 bytes, expected over 48; prepare"):
+        prepared.check_files(prepared.cases[2:])
