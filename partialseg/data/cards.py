@@ -139,6 +139,8 @@ class Card(_Part):
             lists first.
         annotated: The organs that are annotated wherever they are in the scan.
         cases: Cases that differ, by name.
+        missing_masks: What it means that a case has no mask of an organ: `empty` (the organ is not there), or
+            `not annotated` (nobody drew it).
         split_sides: Whether a `[left_x, right_x]` label is told apart by its place.
         exclude: Cases to leave out (names or patterns of names), with the reason.
         unlabelled: Patterns of case names that were published without label maps; left out too.
@@ -160,6 +162,7 @@ class Card(_Part):
     masks: tuple[str, ...] = ()
     annotated: Annotated[list[_Name], Field(min_length=1)]
     cases: dict[_Text, Override] = {}
+    missing_masks: Literal["empty", "not annotated"] = "empty"
     split_sides: bool = False
     exclude: dict[_Text, _Text] = {}
     unlabelled: list[_Text] = []
@@ -440,8 +443,13 @@ def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
 
 
 def _case_name(pattern: str, star: str) -> str:
-    """The first part of the path that holds the `*`, filled in and without its suffix."""
-    part = next(part for part in pattern.split("/") if "*" in part).replace("*", star)
+    """The first part of the path that holds the `*`, filled in; without its suffix, and nnU-Net's channel."""
+    part = next(part for part in pattern.split("/") if "*" in part)
+    for suffix in _SUFFIXES:
+        part = part.removesuffix(suffix)
+    if part.endswith("*_0000"):
+        part = part.removesuffix("_0000")
+    part = part.replace("*", star)
     for suffix in _SUFFIXES:
         part = part.removesuffix(suffix)
     return part

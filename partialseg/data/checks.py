@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from partialseg.data.cards import Card, RawCase
 from partialseg.data.intensity import Intensity, intensity_problem, measure_intensity
-from partialseg.data.volumes import Volume, read_image, read_label
+from partialseg.data.label_files import read_case_label
+from partialseg.data.volumes import Volume, read_image
 from partialseg.errors import DataError
 
 #: How far a label voxel may lie from its image voxel, in parts of the smallest voxel size.
@@ -72,7 +73,7 @@ def examine(card: Card, raw_case: RawCase) -> Examined:
     """
     problems: list[DataError] = []
     image = _read(lambda: read_image(raw_case.image, card.files.series), problems)
-    label = _read(lambda: read_label(raw_case.label), problems)
+    label = _read(lambda: read_case_label(card, raw_case), problems)
     intensity = None
     if image is not None:
         same_shape = label is not None and label.array.shape == image.array.shape

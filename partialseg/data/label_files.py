@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from partialseg.data.cards import Card, RawCase
+from partialseg.data.cards import Card, Override, RawCase
 from partialseg.data.classes import BACKGROUND
 from partialseg.data.dicom import read_mask, slice_order
 from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
@@ -31,8 +32,9 @@ def read_case_label(card: Card, raw_case: RawCase) -> Volume:
     - One file for a case; see `partialseg.data.volumes.read_label`.
     - A folder of masks, where the card gives names of masks: `<name>.nii.gz` (or another suffix) or a folder
       `<name>` of DICOM slices. A voxel in several masks is the one that the card lists first. A mask that is
-      not there is taken as empty, and noted, as long as another one is there. Masks of `background` that come
-      after all others are not read, since voxels outside of all masks are background, too.
+      not there is taken as empty, and noted (unless the card says that it means more), as long as another one
+      is there. Masks of `background` that come after all others are not read, since voxels outside of all masks
+      are background, too.
     - A folder of PNG files, one for each DICOM slice of the image. As in CHAOS, both are paired in the order of
       their names, and a slice lies where its DICOM file says.
 
@@ -53,6 +55,30 @@ def read_case_label(card: Card, raw_case: RawCase) -> Volume:
     if not path.is_dir():
         return read_label(path)
     return _read_slices(path, raw_case.image, card.files.series)
+
+
+def with_missing_masks(card: Card, cases: Iterable[RawCase]) -> Card:
+    """Let a card say of each case which organs are not annotated in it, where a missing mask means that.
+
+    Args:
+        card: A dataset's card.
+        cases: Its cases; only names in the folders are looked at.
+
+    Returns:
+        The card, with an override for each case that lacks all masks of an organ; the same card unless it says
+        `missing_masks: not annotated`.
+    """
+    if not card.masks or card.missing_masks == "empty":
+        return card
+    overrides = dict(card.cases)
+    for case in cases:
+        there = [value for value, name in enumerate(card.masks, start=1) if _mask_path(case.label, name)]
+        drawn = {organ for value in there for organ in card.labels[value]}
+        annotated = [organ for organ in card.annotated_in(case.name) if organ in drawn]
+        if annotated:  # otherwise there is nothing to read, which reading it says
+            override = overrides.get(case.name, Override())
+            overrides[case.name] = override.model_copy(update={"annotated": annotated})
+    return card.model_copy(update={"cases": overrides})
 
 
 def _read_masks(card: Card, folder: Path) -> Volume:
@@ -83,7 +109,8 @@ def _read_masks(card: Card, folder: Path) -> Volume:
         _check_same_grid(path, mask, first, labels)
         for plane, mask_plane in zip(labels.array, mask.array, strict=True):
             plane[(mask_plane != 0) & (plane == 0)] = value
-    notes = [f"no mask of {_listed(missing)}: taken as empty"] if missing else []
+    noted = missing if card.missing_masks == "empty" else []
+    notes = [f"no mask of {_listed(noted)}: taken as empty"] if noted else []
     return Volume(labels.array, labels.affine, labels.source, (*labels.notes, *notes))
 
 
@@ -180,6 +207,8 @@ def _read_png(path: Path, columns: int, rows: int) -> np.ndarray:
             "download it again, or give the label map of this image",
         )
     try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # the checksums of all parts; what was verified cannot be decoded
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode not in _PNG_MODES:
                 raise DataError(

@@ -17,6 +17,7 @@ import pandas as pd
 from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
 from partialseg.data.checks import PLACE_TOLERANCE, label_values
 from partialseg.data.classes import BACKGROUND, PAPER_ORGANS, class_names
+from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
@@ -96,6 +97,7 @@ def evaluate(
     """
     predictions, out = Path(predictions), Path(out)
     cases = {case.name: case for case in find_cases(card, truth)}
+    card = with_missing_masks(card, cases.values())
     if not cases:
         remedy = f"give the folder that holds {card.files.image}"
         raise DataError(truth, f"holds no case of {card.name}", remedy)
@@ -164,7 +166,7 @@ def read_truth(
     Raises:
         DataError: If it cannot be read or holds a value that the card does not list.
     """
-    raw = read_label(case.label)
+    raw = read_case_label(card, case)
     unknown = [value for value in label_values(raw.array) if value and value not in card.labels]
     if unknown:
         values = ", ".join(map(str, unknown))

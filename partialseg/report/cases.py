@@ -11,6 +11,7 @@ import pandas as pd
 
 from partialseg.data.cards import RawCase, read_card
 from partialseg.data.classes import class_names
+from partialseg.data.label_files import with_missing_masks
 from partialseg.data.relabel import prepared_values
 from partialseg.data.volumes import read_image, read_label
 from partialseg.errors import DataError
@@ -83,6 +84,7 @@ def draw_case(shown: ShownCase) -> bytes:
     card = read_card(first["card"])
     image = read_image(first["image"])
     case = RawCase(card.name, str(first["case"]), Path(first["image"]), Path(first["truth"]))
+    card = with_missing_masks(card, [case])
     _, values, _ = read_truth(case, card, classes)
     predictions = {}
     for name, row in files.items():
