@@ -178,10 +178,23 @@ def _check_nrrd(fields: dict[str, str], start: int, path: Path) -> _Payload:
             f"{fields.get('space directions', 'missing')}), so left and right are not known",
             "convert it again with its orientation",
         )
+    _check_vectors(fields["space directions"], path)
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "", "???"}
     if units:
         raise DataError(path, f"its lengths are in {', '.join(sorted(units))}, expected mm", _CONVERT)
     return _Payload(path, start, encoding)
+
+
+def _check_vectors(directions: str, path: Path) -> None:
+    """Three directions of three finite numbers; SimpleITK puts others in the place of those that are not."""
+    vectors = re.findall(r"\(([^)]*)\)", directions)
+    numbers = [_number(text, path) for vector in vectors for text in vector.split(",")]
+    if len(vectors) != 3 or len(numbers) != 9 or not np.isfinite(numbers).all():
+        raise DataError(
+            path,
+            f"its space directions are {directions}, expected three of three finite numbers",
+            "convert it again with its orientation",
+        )
 
 
 def _check_meta_image(fields: dict[str, str], start: int, path: Path) -> _Payload:

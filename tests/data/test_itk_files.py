@@ -245,8 +245,11 @@ CHANNELS = (("dimension: 3", "dimension: 4"), ("sizes: 6 5 4", "sizes: 3 6 5 4")
             r"how its axes lie \(space: scanner-xyz",
         ),
         ("a.nrrd", nrrd(("(0.75,0,0)", "(0.75,0.4,0)")), "degrees off the right angle"),
-        ("a.nrrd", nrrd(("(0.75,0,0)", "(nan,nan,nan)")), "affine holds NaN or infinite"),
+        ("a.nrrd", nrrd(("(0.75,0,0)", "(nan,nan,nan)")), "expected three of three finite numbers"),
         ("a.nrrd", nrrd(("(0.75,0,0)", "(0,0,0)")), "affine holds NaN or infinite"),
+        ("a.nrrd", nrrd(("(0.75,0,0)", "none")), "expected three of three finite numbers"),
+        ("a.nrrd", nrrd(("(0.75,0,0)", "(0.75,0)")), "expected three of three finite numbers"),
+        ("a.nrrd", nrrd(("(0.75,0,0)", "(0.75,0,x)")), "its header has 'x', expected a number"),
         ("a.nrrd", nrrd(("encoding", 'space units: "m" "m" "m"\nencoding')), "lengths are in m, expected mm"),
         (
             "a.nrrd",
