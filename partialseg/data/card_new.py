@@ -12,7 +12,7 @@ from partialseg.data.card_text import UNNAMED, Draft, Meaning, card_text
 from partialseg.data.cards import Card, read_card, shipped_cards
 from partialseg.data.checks import label_values
 from partialseg.data.classes import organs_meant
-from partialseg.data.dataset_json import card_name, draft_from_json
+from partialseg.data.dataset_json import card_name, draft_from_json, vague_notes
 from partialseg.data.file_patterns import common_patterns, looks_like_label, pair_up
 from partialseg.data.front_matter import read_yaml
 from partialseg.data.volumes import SUFFIXES, read_label
@@ -87,9 +87,12 @@ def write_new_card(
             card = None if draft.unnamed else read_card(temporary)
         except DataError as error:
             raise DataError(source, f"makes no good card: {error.problem}", "correct the names") from error
-    notes = [
-        f"{out}: value {value} has no name yet; write its organ for {UNNAMED}" for value in draft.unnamed
-    ]
+    notes = []
+    if draft.unnamed:
+        values = ", ".join(map(str, draft.unnamed))
+        notes.append(
+            f"{out}: nobody has said what {values} are; write the organ for each `{UNNAMED}`, or give --names"
+        )
     card = card if card is None else card.model_copy(update={"path": out})
     return NewCard(out, draft, card, (*draft.notes, *notes))
 
@@ -151,15 +154,9 @@ def _draft(source: Path, meanings: Mapping[int, Meaning], jobs: int | None) -> D
     if unused:
         values = ", ".join(map(str, unused))
         raise DataError(source, f"has no values {values}, which the names list", "correct the names")
-    return replace(draft, labels={**draft.labels, **_keep_words(draft.labels, meanings)})
-
-
-def _keep_words(labels: Mapping[int, Meaning], meanings: Mapping[int, Meaning]) -> dict[int, Meaning]:
-    """The meanings with the dataset's own words beside them."""
-    return {
-        value: replace(meaning, said=labels[value].said or " or ".join(labels[value].organs))
-        for value, meaning in meanings.items()
-    }
+    said = {value: replace(meaning, said=draft.labels[value].said) for value, meaning in meanings.items()}
+    labels = {**draft.labels, **said}
+    return replace(draft, labels=labels, notes=(*draft.notes, *vague_notes(source, labels)))
 
 
 def _draft_from_label_maps(folder: Path, meanings: Mapping[int, Meaning], jobs: int | None) -> Draft:

@@ -78,9 +78,9 @@ def card_text(draft: Draft) -> str:
         citation: ''
         modality: CT
         folders: [toy]
-        files: {image: 'img/*.nii.gz', label: 'label/*.nii.gz'}
+        files: {image: img/*.nii.gz, label: label/*.nii.gz}
         labels:
-          1: liver         # Liver
+          1: liver       # Liver
         annotated: [liver]
         splits: {seed: 0, test: 0.2}
     """
@@ -100,7 +100,8 @@ def _front_matter(draft: Draft) -> list[str]:
         line = (
             f"  {value}: {_flow(meaning.organs) if len(meaning.organs) > 1 else _scalar(meaning.organs[0])}"
         )
-        lines.append(f"{line:<16} # {' '.join(meaning.said.split())}" if meaning.said else line)
+        said = " ".join(meaning.said.split())
+        lines.append(f"{line:<16} # {said}" if said and (said,) != meaning.organs else line)
     start = "annotated: "
     wrapped = textwrap.wrap(_flow(draft.annotated), _WIDTH - len(start), break_on_hyphens=False)
     lines.append(start + f"\n{' ' * len(start)} ".join(wrapped))
@@ -140,8 +141,11 @@ def _prose(draft: Draft) -> list[str]:
 
 
 def _scalar(value: str) -> str:
-    """A string as YAML on one line."""
-    return yaml.safe_dump(" ".join(value.split()), allow_unicode=True, width=10**6).splitlines()[0]
+    """A string as YAML on one line, also within brackets."""
+    listed = yaml.safe_dump(
+        [" ".join(value.split())], default_flow_style=True, allow_unicode=True, width=10**6
+    )
+    return listed.strip()[1:-1]
 
 
 def _flow(names: Sequence[str]) -> str:

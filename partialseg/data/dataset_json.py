@@ -38,17 +38,12 @@ def draft_from_json(file: Path) -> Draft:
     content = _read_json(file)
     labels = _field(file, content, "labels", dict)
     notes = _check_channels(file, content)
-    is_v2 = not all(str(key).strip().isdigit() for key in labels)
+    is_v2 = not all(re.fullmatch("[0-9]{1,9}", key.strip()) for key in labels)
     meanings = _meanings_by_name(file, content, labels) if is_v2 else _meanings_by_value(file, labels)
     image, label, count = _patterns(file, content)
     stated = content.get("numTraining")
     if isinstance(stated, int) and stated != count:
         notes.append(f"{file}: numTraining is {stated}, but {count} training cases are there")
-    for value, meaning in meanings.items():
-        if _NO_ORGAN.match(meaning.said.strip()):
-            notes.append(
-                f"{file}: value {value} is called {meaning.said}; if it counts as an organ, write that organ for it"
-            )
     folder = file.resolve().parent.name
     return Draft(
         name=card_name(folder),
@@ -63,6 +58,15 @@ def draft_from_json(file: Path) -> Draft:
         labelled=count,
         notes=tuple(notes),
     )
+
+
+def vague_notes(file: Path, labels: Mapping[int, Meaning]) -> list[str]:
+    """Values that are called a tumour, and not of which organ."""
+    return [
+        f"{file}: value {value} is called {meaning.said}; if it counts as an organ, write that organ for it"
+        for value, meaning in labels.items()
+        if _NO_ORGAN.match(meaning.said.strip()) and meaning.organs == organs_meant(meaning.said)
+    ]
 
 
 def card_name(text: str) -> str:
@@ -83,7 +87,9 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise DataError(file, f"cannot be read ({error.strerror})", "give another file") from error
     except json.JSONDecodeError as error:
         raise DataError(file, f"line {error.lineno}: is not JSON ({error.msg})", "mend the line") from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+    except RecursionError as error:
+        raise DataError(file, "is nested too deeply, expected a few levels", "mend it") from error
+    except ValueError as error:  # no UTF-8, or a number of thousands of digits
         raise DataError(file, f"is not JSON ({error})", "mend it") from error
     if not isinstance(content, dict):
         raise DataError(file, "is not a JSON object with `labels`", "give a dataset.json")
@@ -184,7 +190,9 @@ def _check_regions(file: Path, content: Mapping[str, Any], painted: Mapping[str,
         values = [value for (value,) in painted.values()]
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise DataError(file, f"`labels`: {twice[0]} is the value of several names", "give each its own")
+            raise DataError(
+                file, f"`labels`: {twice[0]} is the value of several names, expected one", "give each its own"
+            )
         return
     order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(painted):
@@ -210,7 +218,7 @@ def _meaning(file: Path, said: str) -> Meaning:
         raise DataError(file, f"`labels`: {error}", "give it a name") from error
     if organs[0] in (IGNORE, BACKGROUND):
         return Meaning((organs[0],), said)
-    return Meaning(organs, "" if (said,) == organs else said)
+    return Meaning(organs, said)
 
 
 def _patterns(file: Path, content: Mapping[str, Any]) -> tuple[str, str, int]:
