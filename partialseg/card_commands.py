@@ -65,7 +65,8 @@ def new(
 def list_cards() -> None:
     """List the cards that come with the package, and the card sets.
 
-    Out: for each card its name, number of labelled cases, organs and licence; for each set its cards and organs.
+    In: nothing. Out: for each card its name, number of labelled cases, organs and licence; for each set its cards
+    and organs.
     """
     from rich.console import Console
     from rich.table import Table

@@ -14,12 +14,20 @@ from partialseg.errors import DataError
 Cards = Annotated[
     list[str],
     typer.Argument(
-        metavar="CARD", help="Data cards: files, or names that come with the package, such as kits19."
+        metavar="CARD",
+        help="Data cards or card sets: files, or names that come with the package, such as kits19 or paper.",
     ),
 ]
 Raw = Annotated[
     Path,
     typer.Option("--raw", metavar="DIR", help="Folder with the datasets as downloaded."),
+]
+Organs = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads the annotation)
+    typer.Option(
+        help="An organ of the class list, in order; repeat it. By default those of the card set, or all of the "
+        "cards."
+    ),
 ]
 Jobs = Annotated[
     Optional[int],  # noqa: UP045 (typer reads the annotation)

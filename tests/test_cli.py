@@ -20,7 +20,11 @@ from partialseg import __version__
 from partialseg.cli import app, main
 
 CARDS = ("btcv", "msd_liver", "msd_spleen", "msd_pancreas", "kits19")
-COMMANDS = sorted(typer.main.get_command(app).commands)
+COMMANDS = [
+    [name, *more]
+    for name, command in sorted(typer.main.get_command(app).commands.items())
+    for more in [[each] for each in sorted(getattr(command, "commands", []))] or [[]]
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def prepared(folder, raw):
     assert ended.status == 0, ended
     assert ended.out.splitlines() == [
         f"12 cases prepared, 0 were there already: {out}",
-        f"datasets: {', '.join(CARDS)}",
+        f"datasets: {', '.join(sorted(CARDS))}",
         "classes: background, liver, spleen, pancreas, left_kidney, right_kidney",
     ]
     return out
@@ -99,9 +103,9 @@ def predictions(folder, raw, run):
     return out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_says_what_goes_in_and_what_comes_out(command):
-    ended = CliRunner().invoke(app, [command, "--help"])
+    ended = CliRunner().invoke(app, [*command, "--help"])
     assert ended.exit_code == 0
     assert "In: " in ended.output
     assert "Out: " in ended.output
@@ -120,7 +124,7 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         "study",
         "report",
     }
-    assert set(COMMANDS) >= promised
+    assert {name for name, *_ in COMMANDS} >= promised
     ended = CliRunner().invoke(app, ["--help"])
     assert ended.exit_code == 0
     assert "Exit status: 0 done; 1" in ended.output
@@ -173,7 +177,7 @@ def test_without_a_command_the_help_is_shown():
 )
 def test_unknown_card_is_a_problem(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert_problem(call(*arguments), "amos: there is no such data card", "btcv, kits19, msd_liver")
+    assert_problem(call(*arguments), "amos: there is no such data card", "btcv", "kits19", "msd_liver")
     assert not any(tmp_path.iterdir())
 
 
@@ -390,3 +394,11 @@ def test_an_output_folder_that_is_a_file_is_one_line(tmp_path, prepared):
     assert ended.status == 1
     assert str(tmp_path / "file") in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_card_set_stands_for_its_cards_and_gives_the_class_list(raw, tmp_path):
+    card_set = tmp_path / "two.yaml"
+    card_set.write_text("name: two\ncards: [msd_spleen, btcv]\norgans: [spleen, liver]\n")
+    ended = call("prepare", card_set, "--raw", raw, "--out", tmp_path / "out", "--spacing", 8, 8, 8)
+    assert ended.status == 0, ended.err
+    assert "datasets: btcv, msd_spleen\nclasses: background, spleen, liver\n" in ended.out
