@@ -143,6 +143,21 @@ def read_bytes(path: Location) -> bytes | None:
             return None
 
 
+def is_file(path: Location) -> bool:
+    """Whether there is such a file; unlike `path.is_file()`, a refused access is an error.
+
+    Raises:
+        DataError: If the access is refused, or the store does not answer.
+    """
+    if not is_remote(path):
+        return path.is_file()
+    with naming(path):
+        try:
+            return file_system(path).info(path.path)["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+
 def list_files(folder: Location) -> dict[str, int]:
     """Name below the folder (with `/`) and size in bytes of each file in it; empty if there is none.
 

@@ -11,7 +11,16 @@ import pytest
 
 from partialseg.errors import DataError
 from partialseg.files import write_text
-from partialseg.storage import file_system, is_remote, list_files, naming, path_or_url, read_bytes, upload
+from partialseg.storage import (
+    file_system,
+    is_file,
+    is_remote,
+    list_files,
+    naming,
+    path_or_url,
+    read_bytes,
+    upload,
+)
 
 
 @pytest.fixture
@@ -104,6 +113,7 @@ def test_files_are_listed_and_read(where, bucket, tmp_path):
     write_text(folder / "a" / "c" / "d.txt", "d")
     assert list_files(folder / "a") == {"b.txt": 2, "c/d.txt": 1}
     assert read_bytes(folder / "a" / "b.txt") == b"bc"
+    assert [is_file(folder / "a" / name) for name in ("b.txt", "c", "e.txt")] == [True, False, False]
 
 
 def test_refused_access_is_not_taken_for_a_missing_file(bucket):

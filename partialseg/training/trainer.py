@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import partialseg
 from partialseg.data.organ_sizes import organ_size_prior
-from partialseg.data.pipeline import PatchConfig, fixed_patches, patches
+from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
@@ -31,7 +31,7 @@ STAGE_SEED = 1_000_003
 
 def train(
     config: TrainingConfig | str | Path,
-    prepared: Prepared | str | Path,
+    prepared: Prepared | str | os.PathLike[str],
     out: str | Path,
     start_from: Run | str | Path | None = None,
     devices: Sequence[str] | None = None,
@@ -40,7 +40,7 @@ def train(
 
     Args:
         config: The experiment, a config file, or the name of one that comes with the package.
-        prepared: What `partialseg prepare` wrote.
+        prepared: What `partialseg prepare` wrote, or the folder or URL where it lies.
         out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
             holds a finished one, that is returned.
         start_from: A finished run whose weights the network begins with, instead of random ones. It must
@@ -259,7 +259,7 @@ def _train_stage(
     if config.network.deep_supervision:
         strides = supervision_strides(config.network.strides)
         stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
-    with progress_bar() as bar:
+    with data_problems(), progress_bar() as bar:
         done = progress.epoch * steps
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
         model.fit(

@@ -184,25 +184,27 @@ def files_of(url):
 
 def test_prepare_writes_to_a_bucket_what_it_writes_to_a_folder(server, tiny_raw, tmp_path):
     cards, out = [read_card("msd_spleen")], "s3://bucket/spleens"
-    local = prepare(cards, tiny_raw, tmp_path, spacing_mm=(6.0, 6.0, 6.0))
-    there = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0))
+    local = prepare(cards, tiny_raw, tmp_path, spacing_mm=(6.0, 6.0, 6.0), jobs=1)
+    there = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0), jobs=1)
     assert not there.problems
     assert there.done == local.done > 1
     expected = {f"/{path.relative_to(tmp_path)}": path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert files_of(out) == expected
 
-    again = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0))
+    again = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0), jobs=1)
     assert (again.done, again.skipped) == (0, local.done)
     case = again.prepared.cases[0]
     (
         again.prepared.folder / case.dataset / case.name / "case.json"
     ).unlink()  # as if it had been killed there
     server.answers.clear()
-    again = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0))
+    again = prepare(cards, tiny_raw, out, spacing_mm=(6.0, 6.0, 6.0), jobs=1)
     assert (again.done, again.skipped) == (1, local.done - 1)
-    written = [path.rsplit("/", 1)[1] for method, path, _ in server.answers if method == "PUT"]
-    assert sorted(written[:3]) == ["foreground.npy", "image.npy", "label.npy"]
-    assert written[3:] == ["case.json", "manifest.json"]
+    written = [path for method, path, _ in server.answers if method == "PUT"]
+    of_the_case = [path.rsplit("/", 1)[1] for path in written if f"/{case.name}/" in path]
+    assert sorted(of_the_case[:3]) == ["foreground.npy", "image.npy", "label.npy"]
+    assert of_the_case[3:] == ["case.json"]
+    assert written[-1] == "/bucket/spleens/manifest.json"
     assert files_of(out) == expected
 
 
@@ -210,7 +212,9 @@ def test_problem_of_one_case_leaves_nothing_of_it_in_the_bucket(server, tiny_raw
     shutil.copytree(tiny_raw / "Task09_Spleen", tmp_path / "Task09_Spleen")
     broken = sorted((tmp_path / "Task09_Spleen" / "imagesTr").iterdir())[0]
     broken.write_bytes(b"")
-    result = prepare([read_card("msd_spleen")], tmp_path, "s3://bucket/broken", spacing_mm=(6.0, 6.0, 6.0))
+    result = prepare(
+        [read_card("msd_spleen")], tmp_path, "s3://bucket/broken", spacing_mm=(6.0, 6.0, 6.0), jobs=1
+    )
     assert len(result.problems) == 1
     names = list(files_of("s3://bucket/broken"))
     assert result.done == sum(name.endswith("case.json") for name in names) == len(result.prepared.cases)
@@ -233,7 +237,9 @@ class TestWrongPlace:
 
     def test_missing_bucket(self, server, tiny_raw):
         assert "s3://nobucket/x/manifest.json: there is no" in self.refusal("s3://nobucket/x")
-        result = prepare([read_card("msd_spleen")], tiny_raw, "s3://nobucket/x", spacing_mm=(6.0, 6.0, 6.0))
+        result = prepare(
+            [read_card("msd_spleen")], tiny_raw, "s3://nobucket/x", spacing_mm=(6.0, 6.0, 6.0), jobs=1
+        )
         assert not result.done
         assert "s3://nobucket/x" in str(result.problems[0])
         assert "there is no such bucket" in str(result.problems[0])
