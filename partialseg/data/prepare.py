@@ -37,7 +37,7 @@ from partialseg.locking import locked
 from partialseg.machine import jobs_in_memory
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
-from partialseg.storage import Location, is_remote, path_or_url
+from partialseg.storage import Location, is_file, is_remote, path_or_url
 
 _MANIFEST = "manifest.json"
 #: Folder of the manifest of before, while cases change; it is gone when the new one is there.
@@ -243,7 +243,7 @@ def _read_earlier(out: Location) -> Prepared | None:
     Raises:
         DataError: If the manifest is damaged, or of another format.
     """
-    folder = next((folder for folder in (out, out / _SET_ASIDE) if (folder / _MANIFEST).is_file()), None)
+    folder = next((folder for folder in (out, out / _SET_ASIDE) if is_file(folder / _MANIFEST)), None)
     try:
         return None if folder is None else read_prepared(folder)
     except DataError as error:

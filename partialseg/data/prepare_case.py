@@ -32,7 +32,7 @@ from partialseg.data.resample import resample_image, resample_label, resampled_g
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
 from partialseg.locking import LOCK_NAME
-from partialseg.storage import Location, is_remote
+from partialseg.storage import Location, is_remote, read_bytes
 
 #: Voxels of each annotated value that are listed for patches to centre on.
 MAX_FOREGROUND = 10_000
@@ -242,11 +242,13 @@ class Entry:
 
 def read_entry(task: PrepareTask) -> Entry | None:
     """What an earlier run left of a case, if it is whole."""
-    parts = ["case.json", *([] if is_remote(task.folder) else ARRAYS)]  # in a store it is written last
-    if not all((task.folder / name).is_file() for name in parts):
+    text = read_bytes(task.folder / "case.json")
+    if text is None:
         return None
+    if not is_remote(task.folder) and not all((task.folder / name).is_file() for name in ARRAYS):
+        return None  # in a store it is written last
     try:
-        content = json.loads((task.folder / "case.json").read_text(encoding="utf-8"))
+        content = json.loads(text)
         state = RawState(**content.pop("raw"))
         return Entry(Case.from_json(content), state)
     except (
@@ -326,6 +328,8 @@ def _naming(folder: Location) -> Iterator[None]:
     """Say of what cannot be written where it is, and what room is left there."""
     try:
         yield
+    except DataError as error:  # what an object store answered
+        raise CannotWriteError(folder, f"cannot be written, {error.problem}", error.remedy) from error
     except OSError as error:
         room = ""
         if not is_remote(folder):

@@ -13,6 +13,7 @@ PREPARED/<dataset>/<case>/case.json     the case's entry; written last, so a cas
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -86,7 +87,12 @@ class Case:
         Raises:
             pydantic.ValidationError: If a field is missing or is not what `Case` says.
         """
-        return TypeAdapter(cls).validate_python(entry)
+        return _entry_adapter().validate_python(entry)
+
+
+@functools.cache
+def _entry_adapter() -> TypeAdapter[Case]:
+    return TypeAdapter(Case)
 
 
 @dataclass(frozen=True)
