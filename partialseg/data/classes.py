@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from partialseg.errors import DataError
+
 BACKGROUND = "background"
 
 #: The most organs that a class list may have: as many as there are colours that people can tell apart.
@@ -142,7 +144,7 @@ def class_names(organs: Sequence[str]) -> tuple[str, ...]:
     """Background followed by the organs.
 
     Raises:
-        ValueError: If there are more than `MAX_ORGANS`.
+        DataError: If there are more than `MAX_ORGANS`.
 
     Example:
         >>> class_names(["liver", "spleen"])
@@ -165,7 +167,7 @@ def organ_colours(organs: Sequence[str]) -> dict[str, str]:
         The colours as `#rrggbb`, in the order of `organs`.
 
     Raises:
-        ValueError: If there are more organs than `MAX_ORGANS`.
+        DataError: If there are more organs than `MAX_ORGANS`.
 
     Example:
         >>> organ_colours(["spleen", "stomach", "appendix"])
@@ -252,6 +254,8 @@ def _side_apart(word: str) -> list[str]:
 
 def _check_number(organs: Sequence[str]) -> None:
     if len(organs) > MAX_ORGANS:
-        raise ValueError(
-            f"{len(organs)} organs, expected {MAX_ORGANS} at most: leave some out, or merge some"
+        raise DataError(
+            "class list",
+            f"has {len(organs)} organs, expected {MAX_ORGANS} at most",
+            "choose some with --organ, or in a card set",
         )

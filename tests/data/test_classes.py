@@ -18,6 +18,7 @@ from partialseg.data.classes import (
     organ_name,
     organs_meant,
 )
+from partialseg.errors import DataError
 
 #: sRGB to CIE XYZ (IEC 61966-2-1).
 TO_XYZ = np.array(
@@ -61,7 +62,7 @@ def test_unknown_organs_may_take_the_colours_of_known_ones_that_are_not_there():
 
 @pytest.mark.parametrize("function", [class_names, organ_colours])
 def test_more_than_64_organs_are_refused(function):
-    with pytest.raises(ValueError, match="65 organs, expected 64 at most"):
+    with pytest.raises(DataError, match="class list: has 65 organs, expected 64 at most; choose some"):
         function([f"organ_{i}" for i in range(65)])
 
 
