@@ -65,9 +65,9 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
 
 
 def write_text(path: str | os.PathLike[str] | UPath, text: str) -> None:
-    """Write `text` (UTF-8) to `path` (or URL) atomically."""
+    """Write `text` (UTF-8) to `path` (or URL) atomically; bytes of a file's name that are no text are escaped."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str] | UPath, value: Any) -> None:

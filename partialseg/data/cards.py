@@ -424,7 +424,12 @@ def assign_splits(card: Card, names: Iterable[str]) -> dict[str, Literal["train"
         if test > 0 and len(names) > 1:
             count = max(1, count)
         ranked = sorted(
-            names, key=lambda name: hashlib.sha256(f"{card.splits.seed} {name}".encode()).digest()
+            names,
+            key=lambda name: hashlib.sha256(
+                f"{card.splits.seed} {name}".encode(
+                    errors="surrogateescape"
+                )  # a file's name need not be UTF-8
+            ).digest(),
         )
         chosen = set(ranked[:count])
     return {name: "test" if name in chosen else "train" for name in names}

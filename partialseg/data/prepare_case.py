@@ -213,7 +213,7 @@ def choose_foreground(
             continue
         voxels.append(len(found))
         if len(found) > MAX_FOREGROUND:
-            rng = np.random.default_rng(zlib.crc32(f"{seed}/{value}".encode()))
+            rng = np.random.default_rng(zlib.crc32(f"{seed}/{value}".encode(errors="surrogateescape")))
             found = np.sort(rng.choice(found, MAX_FOREGROUND, replace=False))
         chosen.append(found)
         parts.append((value, start, start + len(found)))
