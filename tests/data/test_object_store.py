@@ -1,5 +1,7 @@
 """Prepared data in a bucket, against a server that speaks the S3 protocol (moto's, on loopback)."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import threading
 import urllib.request
 from dataclasses import dataclass, field
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from partialseg.arrays import Cache, RemoteArray
+from partialseg.cli import main
 from partialseg.data.cards import read_card
 from partialseg.data.labels import candidate_table
 from partialseg.data.pipeline import patches, read_patch
@@ -237,18 +241,19 @@ class TestWrongPlace:
 
     def test_missing_bucket(self, server, tiny_raw):
         assert "s3://nobucket/x/manifest.json: there is no" in self.refusal("s3://nobucket/x")
-        result = prepare(
-            [read_card("msd_spleen")], tiny_raw, "s3://nobucket/x", spacing_mm=(6.0, 6.0, 6.0), jobs=1
-        )
-        assert not result.done
-        assert "s3://nobucket/x" in str(result.problems[0])
-        assert "there is no such bucket" in str(result.problems[0])
+        words = r"s3://nobucket/x/msd_spleen/spleen_\d: .*there is no such bucket"
+        with pytest.raises(DataError, match=words):
+            prepare(
+                [read_card("msd_spleen")], tiny_raw, "s3://nobucket/x", spacing_mm=(6.0, 6.0, 6.0), jobs=1
+            )
 
-    def test_wrong_key(self, fresh_client, remote, monkeypatch):
+    def test_wrong_key(self, fresh_client, remote, tiny_raw, monkeypatch):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
         fresh_client.refuse_unknown_keys(True)
         try:
             line = self.refusal(remote)
+            with pytest.raises(DataError, match=r"s3://bucket/new/manifest\.json: access is refused"):
+                prepare([read_card("msd_spleen")], tiny_raw, "s3://bucket/new", jobs=1)
         finally:
             fresh_client.refuse_unknown_keys(False)
         assert line.startswith("s3://bucket/prepared/manifest.json: access is refused")
@@ -286,3 +291,42 @@ def test_manifest_in_a_bucket_is_checked_like_a_local_one(server, tiny_prepared)
     path_or_url("s3://bucket/evil/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"s3://bucket/evil/manifest\.json: cases\.0\.name"):
         read_prepared("s3://bucket/evil")
+
+
+def call(*arguments):
+    """Call the command line in this process: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["partialseg", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def test_command_line_keeps_the_slashes_of_a_url(server, tmp_path):
+    status, _, err = call("train", "tiny", "--prepared", "s3://bucket/nothing", "--out", tmp_path / "run")
+    assert status == 1
+    assert err.splitlines() == [
+        "s3://bucket/nothing/manifest.json: there is no manifest; "
+        "run `partialseg prepare CARD... --raw DIR --out s3://bucket/nothing`",
+        "1 problem",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_way_through_a_bucket_from_the_command_line(server, tiny_raw, tmp_path):
+    url = "s3://bucket/by-command"
+    cards = ("btcv", "msd_spleen")
+    status, out, err = call(
+        "prepare", *cards, "--raw", tiny_raw, "--out", url, "--spacing", 6, 6, 6, "--jobs", 2
+    )
+    assert (status, err.count("problem")) == (0, 0)
+    assert url in out
+    options = ("--prepared", url, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+    assert call("train", "tiny", *options)[0] == 0
+    assert (tmp_path / "run" / "model.keras").is_file()
+    assert len(list((tmp_path / "cache").iterdir())) >= 6
