@@ -36,33 +36,35 @@ class Draft:
     Attributes:
         name, title, source, licence, citation, folders: As in `Card`.
         image, label: The patterns of `Files`.
-        labels: What each value means; 0 is not among them.
+        labels: What each value means, or each mask by its name; 0 is not among them.
         labelled: Number of cases with a label map; None where it is not known.
+        missing_masks: As in `Card`; not said where it is empty.
         notes: What somebody should look at.
     """
 
     name: str
     image: str
     label: str
-    labels: Mapping[int, Meaning]
+    labels: Mapping[int, Meaning] | Mapping[str, Meaning]
     title: str = ""
     source: str = ""
     licence: str = ""
     citation: str = ""
     folders: tuple[str, ...] = ()
     labelled: int | None = None
+    missing_masks: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def annotated(self) -> tuple[str, ...]:
-        """All organs, in the order of the values."""
-        organs = dict.fromkeys(organ for value in sorted(self.labels) for organ in self.labels[value].organs)
+        """All organs, in the order of the labels."""
+        organs = dict.fromkeys(organ for meaning in self.labels.values() for organ in meaning.organs)
         return tuple(organ for organ in organs if organ not in (BACKGROUND, IGNORE))
 
     @property
-    def unnamed(self) -> tuple[int, ...]:
+    def unnamed(self) -> tuple[int | str, ...]:
         """Values for which nobody has said what they are."""
-        return tuple(value for value in sorted(self.labels) if self.labels[value].organs == (UNNAMED,))
+        return tuple(value for value, meaning in self.labels.items() if meaning.organs == (UNNAMED,))
 
 
 def card_text(draft: Draft) -> str:
@@ -107,6 +109,8 @@ def _front_matter(draft: Draft) -> list[str]:
     lines.append(start + f"\n{' ' * len(start)} ".join(wrapped))
     if any(left_right_pair(meaning.organs) for meaning in draft.labels.values()):
         lines.append("split_sides: true")
+    if draft.missing_masks:
+        lines.append(f"missing_masks: {draft.missing_masks}")
     lines.append("splits: {seed: 0, test: 0.2}")
     if draft.labelled is not None:
         lines.append(f"counts: {{labelled: {draft.labelled}}}")

@@ -49,7 +49,7 @@ def draft_from_json(file: Path) -> Draft:
         name=card_name(folder),
         image=image,
         label=label,
-        labels=meanings,
+        labels=dict(sorted(meanings.items())),
         title=_text(content, "description", "name"),
         source=_text(content, "reference"),
         licence=_text(content, "licence", "license"),

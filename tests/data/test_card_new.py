@@ -256,6 +256,32 @@ def test_images_are_found_beside_label_maps(tmp_path, out, files, source, image,
     assert all(case.image.is_file() and case.label.is_file() for case in cases)
 
 
+def test_folders_of_masks_become_a_card_of_masks(tmp_path, out):
+    root = tmp_path / "TotalSegmentator"
+    for case, masks in {"s1": ["kidney_left", "liver", "rib_left_1"], "s2": ["liver", "rib_left_1"]}.items():
+        _write_maps(
+            root / case, "ct.nii.gz", *(f"segmentations/{mask}.nii.gz" for mask in masks), values=(0, 1)
+        )
+    result = write_new_card(root, out)
+    card = read_card(out)
+    assert (card.files.image, card.files.label) == ("*/ct.nii.gz", "*/segmentations")
+    assert card.masks == ("kidney_left", "liver", "rib_left_1")
+    assert card.labels == {1: ["left_kidney"], 2: ["liver"], 3: ["background"]}
+    assert card.missing_masks == "not annotated"
+    assert card.counts == {"labelled": 2}
+    assert len(find_cases(card, tmp_path)) == 2
+    assert any("1 masks are background in the card" in note and "rib_left_1" in note for note in result.notes)
+    assert any("not every case has a mask of kidney_left" in note for note in result.notes)
+    with pytest.raises(DataError, match="holds masks that have names"):
+        write_new_card(root, tmp_path / "second.md", names="kits19")
+
+
+def test_masks_of_no_known_organ_are_refused(tmp_path, out):
+    _write_maps(tmp_path / "cases", "a/ct.nii.gz", "a/masks/x1.nii.gz", "a/masks/y.nii.gz")
+    with pytest.raises(DataError, match=r"none of its masks \(x1, y, \.\.\.\)"):
+        write_new_card(tmp_path / "cases", out)
+
+
 def test_values_without_names_keep_the_card_from_being_read(tmp_path, out):
     _write_maps(tmp_path / "labels", "a.nii.gz", values=(0, 2, 5))
     result = write_new_card(tmp_path / "labels", out)
