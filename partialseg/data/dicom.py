@@ -6,14 +6,16 @@ pydicom reads headers and pixels; compressed pixels are decoded by the plug-ins 
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import RLELossless
 
 from partialseg.data.dicom_series import (
     DAMAGED,
@@ -21,6 +23,7 @@ from partialseg.data.dicom_series import (
     Series,
     Slice,
     all_slices,
+    brief,
     choose_series,
     list_series,
 )
@@ -35,6 +38,8 @@ SPACING_TOLERANCE = 0.05
 SIDEWAYS_TOLERANCE_MM, SIDEWAYS_TOLERANCE = 0.1, 1e-3
 #: Rescale types whose values are HU; "US" is "unspecified".
 _HU_TYPES = ("", "HU", "HU_MOD", "US")
+#: Markers that say the size of a JPEG or, the last, of a JPEG-LS image.
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -156,13 +161,14 @@ def _pixels(one: Slice) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _check_codestream(one)
             # From a path, one frame of many is read without the others; but no deflated file is.
             source = pydicom.dcmread(one.path) if one.frame is None else one.path
             pixels = pixel_array(source, index=one.frame, raw=True)
     except DAMAGED as error:
         raise DataError(
             one.path,
-            f"its pixels ({UID(one.transfer_syntax).name}) cannot be decoded ({error})",
+            f"its pixels ({one.encoding}) cannot be decoded ({brief(error)})",
             "export the series again, uncompressed",
         ) from error
     if pixels.shape != one.size[::-1]:
@@ -170,6 +176,46 @@ def _pixels(one: Slice) -> np.ndarray:
             one.path, f"has pixels of shape {pixels.shape}, expected {one.size[::-1]}", "export it again"
         )
     return pixels
+
+
+def _check_codestream(one: Slice) -> None:
+    """Refuse compressed pixels of another size than the header's before a decoder takes memory for them.
+
+    Raises:
+        ValueError: If the sizes differ, or none is found.
+    """
+    if one.transfer_syntax == RLELossless or not one.is_compressed:
+        return
+    with one.path.open("rb") as stream:
+        pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[])
+        # Tag, "OB", two reserved bytes and the length, which is undefined: then come the items.
+        if stream.read(12)[:4] != b"\xe0\x7f\x10\x00":
+            raise ValueError("no PixelData")
+        frame = get_frame(stream, one.frame or 0, number_of_frames=one.num_frames)
+    size = _codestream_size(frame)
+    if size != one.size:
+        raise ValueError(f"they claim {size} columns and rows, expected {one.size}")
+
+
+def _codestream_size(frame: bytes) -> tuple[int, int] | None:
+    """Columns and rows in the header of a JPEG 2000, JPEG or JPEG-LS codestream; None where it is none of them.
+
+    Source: ISO/IEC 15444-1 annex A.5.1 (marker SIZ), ITU-T T.81 annex B and T.87 annex C (markers SOF).
+    """
+    # Some writers put the boxes of a .jp2 file around the codestream.
+    siz = frame.find(b"\xff\x4f\xff\x51", 0, 4096) if frame[4:8] == b"jP  " else 0
+    if frame[siz : siz + 4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top = struct.unpack_from(">4I", frame, siz + 8)
+        return right - left, bottom - top
+    start = 2
+    while frame[:2] == b"\xff\xd8" and start + 9 <= len(frame) and frame[start] == 0xFF:
+        marker = frame[start + 1]
+        if marker in _START_OF_FRAME:
+            rows, columns = struct.unpack_from(">2H", frame, start + 5)
+            return columns, rows
+        # A marker may be filled up with 0xFF in front of it.
+        start += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, start + 2)[0]
+    return None
 
 
 def _canonical_buffer(shape: tuple[int, int, int], affine: np.ndarray, dtype: type[np.generic]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import struct
 import warnings
 import zlib
 from collections import Counter, defaultdict
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import UID
 
 from partialseg.errors import DataError
 
@@ -25,6 +27,7 @@ MAX_SIDE = 8192
 DAMAGED = (
     ArithmeticError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     LookupError,
     NotImplementedError,
@@ -32,6 +35,7 @@ DAMAGED = (
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
     zlib.error,
 )
 #: How many folders below the given one are looked into for the one that holds the slices.
@@ -39,6 +43,8 @@ _MAX_DEPTH = 3
 #: Fewer slices than this, across a longer series, are a scout.
 _SCOUT_SLICES = 4
 _SAME_DIRECTION = 1e-3
+#: Longest quotation of an error, in characters.
+_BRIEF = 200
 
 _FIELDS = (
     "AcquisitionNumber",
@@ -88,6 +94,7 @@ class Slice:
     Attributes:
         path: The file.
         frame: Index in a multi-frame file, else None.
+        num_frames: How many the file holds.
         uid: SeriesInstanceUID.
         number: SeriesNumber; empty where absent.
         description: SeriesDescription; empty where absent.
@@ -113,6 +120,7 @@ class Slice:
 
     path: Path
     frame: int | None
+    num_frames: int
     uid: str
     number: str
     description: str
@@ -133,6 +141,17 @@ class Slice:
     is_signed: bool
     bits_stored: int
     high_bit: int
+
+    @property
+    def encoding(self) -> str:
+        """Name of the transfer syntax."""
+        return UID(self.transfer_syntax, validation_mode=pydicom.config.IGNORE).name
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the pixels are encoded, and not plain numbers (in a file that may be deflated as a whole)."""
+        syntax = UID(self.transfer_syntax, validation_mode=pydicom.config.IGNORE)
+        return syntax.is_transfer_syntax and syntax.is_encapsulated
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -348,7 +367,9 @@ def _read_headers(folder: Path, modality: str | None) -> tuple[list[Slice], Coun
         except DataError:
             raise
         except DAMAGED as error:
-            raise DataError(path, f"cannot be read as DICOM ({error})", "export the series again") from error
+            raise DataError(
+                path, f"cannot be read as DICOM ({brief(error)})", "export the series again"
+            ) from error
     for uid in {one.uid for one in slices} - {one.uid for one in slices if not one.missing}:
         # Screenshots, dose reports. One slice without a position among others with one is an error later.
         passed_over["without position, orientation or voxel size"] += sum(one.uid == uid for one in slices)
@@ -420,10 +441,11 @@ def _slice(get: Callable[[str], Any], path: Path, frame: int | None) -> Slice:
     return Slice(
         path=path,
         frame=frame,
-        uid=str(get("SeriesInstanceUID") or ""),
-        number=str(get("SeriesNumber") if get("SeriesNumber") is not None else ""),
-        description=" ".join(str(get("SeriesDescription") or "").split()),
-        modality=str(get("Modality") or ""),
+        num_frames=int(get("NumberOfFrames") or 1),
+        uid=_text(get("SeriesInstanceUID")),
+        number=_text(get("SeriesNumber")),
+        description=" ".join(_text(get("SeriesDescription")).split()),
+        modality=_text(get("Modality")),
         image_type=_texts(get("ImageType")),
         acquisition=_text(get("AcquisitionNumber")),
         time_point=_text(get("TemporalPositionIdentifier")),
@@ -436,7 +458,7 @@ def _slice(get: Callable[[str], Any], path: Path, frame: int | None) -> Slice:
         slope=1.0 if slope in (None, "") else (_numbers(slope, 1) or (None,))[0],
         intercept=0.0 if intercept in (None, "") else (_numbers(intercept, 1) or (None,))[0],
         rescale_type=_text(get("RescaleType")).upper(),
-        transfer_syntax=str(get("TransferSyntaxUID") or ""),
+        transfer_syntax=_text(get("TransferSyntaxUID")),
         bits_allocated=int(get("BitsAllocated") or 0),
         is_signed=bool(get("PixelRepresentation")),
         bits_stored=stored,
@@ -444,8 +466,15 @@ def _slice(get: Callable[[str], Any], path: Path, frame: int | None) -> Slice:
     )
 
 
+def brief(error: Exception) -> str:
+    """What an exception of pydicom says, without the bytes that it may quote at length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _BRIEF else text[:_BRIEF] + "…"
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    # No value that is read here may be longer in DICOM; a damaged file's may.
+    return "" if value is None else str(value).strip()[:64]
 
 
 def _texts(value: Any) -> tuple[str, ...]:

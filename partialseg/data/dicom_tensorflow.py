@@ -141,9 +141,7 @@ def _check_exact(one: Slice, size: tuple[int, int]) -> None:
     """Refuse what would not be exact."""
     remedy = "read the series with partialseg.data.dicom.read_series"
     if one.transfer_syntax not in EXACT_TRANSFER_SYNTAXES:
-        raise DataError(
-            one.path, f"is compressed ({pydicom.uid.UID(one.transfer_syntax).name}), expected plain", remedy
-        )
+        raise DataError(one.path, f"is compressed ({one.encoding}), expected plain", remedy)
     if one.bits_allocated != 16 or one.frame is not None or one.high_bit != one.bits_stored - 1:
         raise DataError(
             one.path,

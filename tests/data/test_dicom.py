@@ -1,6 +1,7 @@
 """DICOM series: place, HU, and series that cannot be one volume."""
 
 import os
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_files
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, apply_rescale
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, JPEG2000Lossless, generate_uid
 
+from partialseg.data import dicom
 from partialseg.data.dicom import hounsfield, list_series, read_mask, read_series, slice_order
-from partialseg.data.dicom_series import all_slices
+from partialseg.data.dicom_series import all_slices, brief
 from partialseg.data.volumes import read_image, read_label, write_label_map
 from partialseg.errors import DataError
 
@@ -415,18 +417,68 @@ def test_compressed_transfer_syntaxes_are_read(tmp_path, pixels, syntax, is_sign
 
 def transcode(path, syntax):
     """Write a file again in another transfer syntax."""
-    reader = gdcm.ImageReader()
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
+    is_read = reader.Read()
     change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
+    is_changed = change.Change()
     writer.SetFileName(str(path))
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
-    assert writer.Write()
+    assert (is_read, is_changed, writer.Write()) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "marker", "offset", "form"),
+    [
+        ("JPEG2000Lossless", b"\xff\x4f\xff\x51", 8, ">2I"),
+        ("JPEGLosslessProcess14_1", b"\xff\xc3", 5, ">2H"),
+        ("JPEGLSLossless", b"\xff\xf7", 5, ">2H"),
+    ],
+)
+def test_compressed_pixels_that_claim_another_size_are_refused_undecoded(
+    tmp_path, pixels, monkeypatch, syntax, marker, offset, form
+):
+    path = tmp_path / "a.dcm"
+    write_slice(path, np.tile(pixels[0], (8, 8)), (0, 0, 0))
+    transcode(path, getattr(gdcm.TransferSyntax, syntax))
+    data = bytearray(path.read_bytes())
+    struct.pack_into(form, data, data.index(marker) + offset, 60000, 60000)
+    path.write_bytes(data)
+    monkeypatch.setattr(dicom, "pixel_array", None)
+    with pytest.raises(DataError, match=r"they claim \(60000, 60000\) columns and rows, expected \(40, 24\)"):
+        read_series(tmp_path)
+
+
+def test_a_jpeg_2000_codestream_in_a_jp2_file_has_a_size(tmp_path, pixels):
+    write_slice(tmp_path / "a.dcm", np.tile(pixels[0], (8, 8)), (0, 0, 0))
+    transcode(tmp_path / "a.dcm", gdcm.TransferSyntax.JPEG2000Lossless)
+    frame = get_frame(pydicom.dcmread(tmp_path / "a.dcm").PixelData, 0, number_of_frames=1)
+    boxes = b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\0jp2c"
+    assert dicom._codestream_size(boxes + frame) == dicom._codestream_size(frame) == (40, 24)
+    assert dicom._codestream_size(b"\0\1\2\3" * 9) is None
+
+
+def test_every_frame_of_a_compressed_file_is_read(tmp_path, pixels):
+    pixels = np.tile(pixels, (1, 8, 8))
+    (tmp_path / "series").mkdir()
+    write_multi_frame(tmp_path / "series" / "a.dcm", pixels)
+    expected, _ = read_series(tmp_path / "series")
+    frames = []
+    for stored in pixels:
+        write_slice(tmp_path / "one.dcm", stored, (0, 0, 0))
+        transcode(tmp_path / "one.dcm", gdcm.TransferSyntax.JPEG2000Lossless)
+        frames.append(get_frame(pydicom.dcmread(tmp_path / "one.dcm").PixelData, 0, number_of_frames=1))
+    dataset = pydicom.dcmread(tmp_path / "series" / "a.dcm")
+    dataset.file_meta.TransferSyntaxUID, dataset.PixelData = JPEG2000Lossless, encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(tmp_path / "series" / "a.dcm")
+    np.testing.assert_array_equal(read_series(tmp_path / "series")[0], expected)
+
+
+def test_what_pydicom_quotes_of_a_damaged_file_is_cut_short():
+    assert brief(ValueError("first\n" + 1000 * "x")) == "first " + 194 * "x" + "…"
 
 
 def test_a_transfer_syntax_without_decoder_is_one_line(tmp_path, pixels):
