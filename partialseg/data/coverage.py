@@ -14,12 +14,19 @@ import numpy as np
 from partialseg.data.cards import Card, assign_splits
 from partialseg.data.check_page import as_html, choose_pictures
 from partialseg.data.classes import MAX_ORGANS, class_names
-from partialseg.data.dataset_checks import MAX_DEVIATIONS, MIN_CASES, MIN_FACTOR, card_notes, outlier_notes
+from partialseg.data.dataset_checks import (
+    MAX_DEVIATIONS,
+    MIN_CASES,
+    MIN_FACTOR,
+    card_notes,
+    outlier_notes,
+)
 from partialseg.data.duplicates import Duplicate, find_duplicates
-from partialseg.data.inspect_case import InspectedCase, InspectTask, inspect_case
+from partialseg.data.inspect_case import InspectedCase, InspectTask, first_of, inspect_case, memory_needed
 from partialseg.data.prepare import choose_organs, list_raw_cases
 from partialseg.errors import DataError
 from partialseg.files import write_json, write_text
+from partialseg.machine import jobs_in_memory
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
 
@@ -48,8 +55,8 @@ class CheckResult:
               `lowest_ml`, `highest_ml` (over those that have it; null where none has), `outliers` (names of
               cases).
             - `outlier_rule`: when a volume stands out, in words.
-            - `duplicates`: for each pair `first` and `second` (`dataset`, `case`, `split`), `same` (what is),
-              `leakage` (one is for training, the other for testing).
+            - `duplicates`: for each set of cases that hold the same `cases` (`dataset`, `case`, `split`), `same`
+              (what is), `leakage` (some are for training, others for testing).
             - `cases`: for each `dataset`, `name`, `split`, `image`, `label` (paths), `good`, `shape` and
               `spacing_mm` (z, y, x), `axes` (of the file, as in "LPS"), `intensity` (`lowest`, `highest`,
               `p1`, `median`, `p99`, in HU, and further figures; see `partialseg.data.intensity`),
@@ -72,9 +79,13 @@ class CheckResult:
 
     @property
     def leakage(self) -> list[str]:
-        """A line for each scan that is in training and in testing data."""
-        pairs = [(pair["first"], pair["second"]) for pair in self.report["duplicates"] if pair["leakage"]]
-        return [" is the same scan as ".join(map(_case_in_words, pair)) for pair in pairs]
+        """A line for each scan that is in training and in test data."""
+        return [
+            "the same scan is in training and in test data: "
+            + first_of([f"{case['dataset']} {case['case']} ({case['split']})" for case in found["cases"]])
+            for found in self.report["duplicates"]
+            if found["leakage"]
+        ]
 
 
 def check(
@@ -93,7 +104,8 @@ def check(
         cards: The datasets' cards.
         raw: A folder that holds one or several raw datasets.
         out: Where to write `check.json` and `check.html`; None for nowhere.
-        jobs: Cases at a time; None for one per usable core.
+        jobs: Cases at a time; None for one per usable core. Fewer where the memory would not do for the largest
+            case, see `partialseg.data.inspect_case.memory_needed`.
         organs: The class list, in order; None for all that any card annotates.
 
     Raises:
@@ -135,7 +147,10 @@ def _class_list(cards: Sequence[Card], organs: Sequence[str] | None) -> tuple[st
 def _inspect(tasks: Sequence[InspectTask], jobs: int | None) -> dict[tuple[str, str], InspectedCase]:
     """Every case inspected, in the order of datasets and names."""
     cases = {}
-    outcomes = run_tasks(inspect_case, tasks, where=lambda task: str(task.raw.image), jobs=jobs)
+    memory = None
+    if tasks and jobs != 1:
+        jobs, memory = jobs_in_memory(jobs, max(memory_needed(task) for task in tasks))
+    outcomes = run_tasks(inspect_case, tasks, lambda task: str(task.raw.image), jobs, memory)
     for task, outcome in track(outcomes, "check", total=len(tasks)):
         if isinstance(outcome, DataError):
             outcome = InspectedCase(task.raw.dataset, task.raw.name, problems=(outcome,))
@@ -175,7 +190,7 @@ def _report(
         "datasets": [_describe_dataset(card, classes, raw, checked) for card in cards],
         "coverage": coverage,
         "outlier_rule": OUTLIER_RULE,
-        "duplicates": [_describe_duplicate(pair, splits) for pair in duplicates],
+        "duplicates": [_describe_duplicate(found, splits) for found in duplicates],
         "cases": [
             _describe_case(case, tasks_of[key], splits[key], notes[key]) for key, case in cases.items()
         ],
@@ -190,10 +205,11 @@ def _notes_of_cases(
 ) -> dict[tuple[str, str], list[str]]:
     """Notes of each case: its own, then those from the comparison with other cases."""
     notes = {key: [*case.notes, *outliers.get(key, {}).values()] for key, case in cases.items()}
-    for pair in duplicates:
-        leak = "leakage, one is for training and the other for testing: " if pair.leakage else ""
-        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            notes[one].append(f"{leak}same {pair.same} as {' '.join(other)}")
+    for found in duplicates:
+        leak = "leakage, in training and in test data: " if found.leakage else ""
+        for case in found.cases:
+            others = [" ".join(other) for other in found.cases if other != case]
+            notes[case].append(f"{leak}same {found.same} as {first_of(others)}")
     return notes
 
 
@@ -204,9 +220,7 @@ def _describe_organ(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if not names:
         note = "annotated in no case here: a network learns nothing about it"
     elif len(names) == 1 and len(row) > 1:
-        note = (
-            f"{names[0]} alone annotates it: a network sees it in the scans of one source only (domain shift)"
-        )
+        note = f"annotated by {names[0]} alone: a network sees it in scans of one source (domain shift)"
     return {"datasets": names, "note": note}
 
 
@@ -249,13 +263,10 @@ def _cover(
     }
 
 
-def _describe_duplicate(pair: Duplicate, splits: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """One pair of cases in the report."""
-    first, second = (
-        {"dataset": dataset, "case": name, "split": splits[dataset, name]}
-        for dataset, name in (pair.first, pair.second)
-    )
-    return {"first": first, "second": second, "same": pair.same, "leakage": pair.leakage}
+def _describe_duplicate(found: Duplicate, splits: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """Cases that hold the same, in the report."""
+    cases = [{"dataset": case[0], "case": case[1], "split": splits[case]} for case in found.cases]
+    return {"cases": cases, "same": found.same, "leakage": found.leakage}
 
 
 def _describe_case(
@@ -293,7 +304,3 @@ def _describe_problem(problem: DataError, case: InspectedCase | None) -> dict[st
         "dataset": None if case is None else case.dataset,
         "case": None if case is None else case.name,
     }
-
-
-def _case_in_words(case: Mapping[str, str]) -> str:
-    return f"{case['dataset']} {case['case']} ({case['split']})"

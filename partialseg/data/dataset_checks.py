@@ -10,7 +10,7 @@ import numpy as np
 
 from partialseg.data.cards import Card, find_cases, shipped_cards
 from partialseg.data.classes import did_you_mean
-from partialseg.data.inspect_case import InspectedCase
+from partialseg.data.inspect_case import InspectedCase, first_of
 
 #: An organ's volumes are compared where this many cases have it.
 MIN_CASES = 8
@@ -18,7 +18,7 @@ MIN_CASES = 8
 #: estimated by the median absolute deviation (times 1.4826), and ...
 MAX_DEVIATIONS = 3.0
 #: ... the volume itself is this many times larger or smaller than the median.
-MIN_FACTOR = 1.5
+MIN_FACTOR = 2.0
 
 _Case = tuple[str, str]
 
@@ -107,13 +107,16 @@ def _usual_range(volumes_ml: Sequence[float]) -> tuple[float, float, float]:
 
 
 def outlier_notes(cases: Sequence[InspectedCase], organs: Sequence[str]) -> dict[_Case, dict[str, str]]:
-    """Notes on volumes that stand out, for each case and organ."""
+    """Notes on volumes that stand out, for each case and organ; small ones of organs that are cut off do not."""
     notes: dict[_Case, dict[str, str]] = {}
     for organ in organs:
         with_organ = {(case.dataset, case.name): case for case in cases if case.volumes_ml.get(organ, 0) > 0}
         volumes = {key: case.volumes_ml[organ] for key, case in with_organ.items()}
         for key, (median, low, high) in volume_outliers(volumes).items():
-            cut = " (it reaches the end of the scan)" if organ in with_organ[key].cut_off else ""
+            cut_off = organ in with_organ[key].cut_off
+            if cut_off and volumes[key] < low:
+                continue
+            cut = " (and it goes on beyond the scan)" if cut_off else ""
             notes.setdefault(key, {})[organ] = (
                 f"{organ} measures {_shown(volumes[key])} mL{cut}; the median is {_shown(median)} mL, "
                 f"usual are {_shown(low)} to {_shown(high)}"
@@ -133,18 +136,16 @@ def _unmatched_names(card: Card, names: Sequence[str]) -> list[str]:
     for field, patterns in fields.items():
         unmatched = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
         if unmatched:
-            shown = ", ".join(unmatched[:5]) + (
-                f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
-            )
-            notes.append(f"`{field}` of the card names {shown}: no case here is called so")
+            notes.append(f"`{field}` of the card names {first_of(unmatched)}: no case here is called so")
     return notes
 
 
 def _absent_values(card: Card, cases: Sequence[InspectedCase]) -> list[str]:
-    """Values that the card lists and no label map holds."""
+    """Values of organs that the card lists and no label map holds."""
     seen = {value for case in cases for value in case.values}
-    absent = [value for value in sorted(card.labels) if value not in seen]
-    if not absent or not seen:
-        return []
-    shown = ", ".join(f"{card.describe_value(value)} ({' or '.join(card.labels[value])})" for value in absent)
-    return [f"the card lists values that no case has: {shown}"]
+    absent = [
+        f"{card.describe_value(value)} ({' or '.join(names)})"
+        for value, names in sorted(card.labels.items())
+        if value not in seen and set(names) & set(card.annotated)
+    ]
+    return [f"the card lists values that no case has: {first_of(absent)}"] if absent and seen else []

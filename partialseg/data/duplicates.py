@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,16 +35,17 @@ NO_CONTENT = Content()
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two cases that hold the same.
+    """Cases that hold the same.
 
     Attributes:
-        first, second: `(dataset, case)`.
-        same: What is the same: "image", "label map", "image and label map", or "image, turned or shifted".
-        leakage: Whether one of them is for training and the other for testing.
+        cases: `(dataset, case)`, two or more, sorted.
+        same: What is the same: "image", "label map", "image and label map", or "image (perhaps turned, or
+            with other HU)".
+        leakage: Whether some of them are for training and others for testing. Images decide: two scans without
+            any organ may have the same label map.
     """
 
-    first: tuple[str, str]
-    second: tuple[str, str]
+    cases: tuple[tuple[str, str], ...]
     same: str
     leakage: bool
 
@@ -87,7 +87,7 @@ def find_duplicates(
     labels: Mapping[tuple[str, str], Content],
     splits: Mapping[tuple[str, str], str],
 ) -> list[Duplicate]:
-    """Pairs of cases that hold the same image or the same label map, within a dataset or across datasets.
+    """Sets of cases that hold the same image or the same label map, within a dataset or across datasets.
 
     Args:
         images: Content of each case's image, by `(dataset, case)`.
@@ -95,26 +95,27 @@ def find_duplicates(
         splits: "train" or "test" for each case.
 
     Returns:
-        The pairs in order; of three cases that are the same, three pairs. Images decide on leakage: two scans
-        without any organ may have the same label map.
+        The sets, sorted by their first cases.
     """
-    same_image = _pairs({case: content.ordered for case, content in images.items()})
-    same_label = _pairs({case: content.ordered for case, content in labels.items()})
-    turned = _pairs({case: content.histogram for case, content in images.items()}) - same_image
+    same_image = _groups({case: content.ordered for case, content in images.items()})
+    same_label = _groups({case: content.ordered for case, content in labels.items()})
+    like = _groups({case: content.histogram for case, content in images.items()})
     found = []
-    for first, second in sorted(same_image | same_label | turned):
-        pair = (first, second)
-        parts = ["image"] * (pair in same_image) + ["label map"] * (pair in same_label)
-        same = " and ".join(parts) if pair not in turned else "image, turned or with another zero"
-        apart = {splits.get(first), splits.get(second)} == {"train", "test"}
-        found.append(Duplicate(first, second, same, apart and pair in same_image | turned))
+    for cases in sorted(same_image | same_label | (like - same_image)):
+        parts = [
+            name for name, groups in (("image", same_image), ("label map", same_label)) if cases in groups
+        ]
+        is_like = cases in like and cases not in same_image
+        parts += ["image (perhaps turned, or with other HU)"] if is_like else []
+        both = {splits[case] for case in cases} == {"train", "test"}
+        found.append(Duplicate(cases, " and ".join(parts), both and (is_like or cases in same_image)))
     return found
 
 
-def _pairs(marks: Mapping[tuple[str, str], str]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
-    """All pairs of cases with the same mark, each pair in order; an empty mark is like no other."""
+def _groups(marks: Mapping[tuple[str, str], str]) -> set[tuple[tuple[str, str], ...]]:
+    """Two or more cases with the same mark, sorted; an empty mark is like no other."""
     groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for case, mark in marks.items():
         if mark:
             groups[mark].append(case)
-    return {pair for cases in groups.values() for pair in itertools.combinations(sorted(cases), 2)}
+    return {tuple(sorted(cases)) for cases in groups.values() if len(cases) > 1}

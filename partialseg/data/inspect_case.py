@@ -17,6 +17,7 @@ from partialseg.data.classes import organ_colours
 from partialseg.data.duplicates import NO_CONTENT, Content, content_of
 from partialseg.data.intensity import Intensity, intensity_notes, intensity_problem, organ_notes, sampled
 from partialseg.data.labels import ignored_value
+from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.thumbnails import thumbnail
 from partialseg.data.volumes import Volume
@@ -31,10 +32,11 @@ OBLIQUE_DEGREES = 15.0
 #: A piece of an organ that lies 30 mm or more from the rest is noted if it is at least this large.
 PIECE_ML = 0.5
 _BLOCK_MM = 10.0
-#: The middle of the liver and of the spleen lie this far from the middle of the body, or further, on their
-#: own side.
-_SIDE_MM = {"liver": 1, "spleen": -1}
-_SIDE_MARGIN_MM = 15.0
+_BASE_BYTES, _BYTES_PER_VOXEL = 3e8, 14
+#: Which half of the body is the organ's own (1: the right one), and how far beyond the middle of the body the
+#: organ's middle must lie to be noted.
+_HALF = {"liver": 1, "spleen": -1}
+_HALF_MARGIN_MM = 15.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ def inspect_case(task: InspectTask) -> InspectedCase:
     return case
 
 
+def memory_needed(task: InspectTask) -> int:
+    """Bytes that a worker takes at most to inspect a case, from the header of its scan.
+
+    It is 0.3 GB for Python and its libraries, and 14 bytes for each voxel: 4 GB for 512 x 512 x 1000 voxels.
+    """
+    return int(_BASE_BYTES + _BYTES_PER_VOXEL * extent(task.raw.image).voxels)
+
+
 def place_notes(volume: Volume) -> tuple[str, ...]:
     """What is unusual in a volume's grid: voxel sizes, number of slices, axes.
 
@@ -159,6 +169,17 @@ def pieces_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float]:
     parts, count = ndimage.label(ndimage.binary_dilation(padded > 0, near), near)
     voxels = ndimage.sum_labels(padded, parts, np.arange(1, count + 1))
     return sorted((float(number) * float(np.prod(spacing_mm)) / 1000 for number in voxels), reverse=True)
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> first_of(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _with_image(case: InspectedCase, image: Volume) -> InspectedCase:
@@ -231,32 +252,44 @@ def _absence_notes(annotated: Sequence[str], rows: np.ndarray, classes: Sequence
 
 
 def _organ_notes(image: Volume, values: np.ndarray, present: dict[str, int]) -> tuple[str, ...]:
-    """Organs that do not look like tissue, that lie on the wrong side of the body, or are in pieces."""
+    """Organs that do not look like tissue, that lie in the wrong half of the body, or are in pieces."""
     some_hu, some_values = sampled(image.array), sampled(values)
-    medians = {
-        organ: float(np.median(some_hu[some_values == value]))
-        for organ, value in present.items()
-        if (some_values == value).any()
-    }
-    notes = organ_notes(medians)
-    body = np.flatnonzero((some_hu > -300).any(axis=(0, 1)))
+    inside = {organ: some_values == value for organ, value in present.items()}
     step_mm = image.spacing_mm[2] * image.array.shape[2] / some_hu.shape[2]
-    for organ, side in _SIDE_MM.items():
-        if organ in medians:
-            off_mm = (
-                np.nonzero(some_values == present[organ])[2].mean() - (body[0] + body[-1]) / 2
-            ) * step_mm
-            if off_mm * side < -_SIDE_MARGIN_MM:
-                where = "left" if side > 0 else "right"
-                notes += (f"{organ} lies in the {where} half of the body: left and right may be swapped",)
+    return (
+        *organ_notes({organ: some_hu[mask] for organ, mask in inside.items()}),
+        *_half_notes(inside, some_hu, step_mm),
+        *_piece_notes(values, present, image.spacing_mm),
+    )
+
+
+def _half_notes(inside: dict[str, np.ndarray], hu: np.ndarray, step_mm: float) -> list[str]:
+    """Liver or spleen in the wrong half of the body, for datasets that have only one of them."""
+    body = _mean_x(hu > -300)
+    notes = []
+    for organ, side in _HALF.items():
+        mask = inside.get(organ)
+        if mask is not None and mask.any() and side * (_mean_x(mask) - body) * step_mm < -_HALF_MARGIN_MM:
+            half = "left" if side > 0 else "right"
+            notes.append(f"{organ} lies in the {half} half of the body: left and right may be swapped")
+    return notes
+
+
+def _mean_x(mask: np.ndarray) -> float:
+    profile = np.count_nonzero(mask, axis=(0, 1))
+    return float(profile @ np.arange(len(profile)) / max(1, profile.sum()))
+
+
+def _piece_notes(values: np.ndarray, present: dict[str, int], spacing_mm: Sequence[float]) -> list[str]:
+    """Organs of which a piece lies far from the rest."""
     boxes = ndimage.find_objects(values)
+    notes = []
     for organ, value in present.items():
         box = boxes[value - 1]
-        largest, *others = pieces_ml(values[box] == value, image.spacing_mm)
-        others = [piece for piece in others if piece >= PIECE_ML]
-        if others:
-            shown = ", ".join(f"{piece:.2g}" for piece in others[:3]) + (", ..." if len(others) > 3 else "")
-            notes += (f"{organ} is in pieces 30 mm or more apart: {largest:.3g} mL and {shown} mL",)
+        pieces = [piece for piece in pieces_ml(values[box] == value, spacing_mm) if piece >= PIECE_ML]
+        if len(pieces) > 1:
+            shown = [f"{piece:.0f} mL" if piece >= 10 else f"{piece:.2g} mL" for piece in pieces]
+            notes.append(f"{organ} is in pieces 30 mm or more apart: {first_of(shown)}")
     return notes
 
 

@@ -22,6 +22,9 @@ MIN_RANGE = 50
 #: Organs without gas, bone or vessels, and the HU between which their median is, from fat to late contrast.
 SOLID_ORGANS = ("liver", "spleen", "pancreas", "left_kidney", "right_kidney")
 SOLID_HU = (-50, 350)
+#: Fat has more HU than this, and no organ as much of what has less as this part: outlines that stray by a voxel
+#: into lung and gas have far below.
+NOT_TISSUE_HU, MAX_NOT_TISSUE = -200, 0.1
 
 _AGAIN = "convert the original scan again"
 
@@ -112,7 +115,7 @@ def intensity_problem(measured: Intensity) -> tuple[str, str] | None:
         return f"holds values {found}: it was rescaled", f"{_AGAIN}, without rescaling intensities"
     if low >= 0 and high <= 255:
         return f"holds grey values {found}: it was windowed", f"{_AGAIN}, without a window"
-    lifted = measured.lifted > MAX_LIFTED or (measured.labelled_median or 0) > OFFSET - 300
+    lifted = measured.lifted > MAX_LIFTED or abs((measured.labelled_median or 0) - OFFSET) < 350
     if low >= 0 or lifted:
         middle = measured.median if measured.labelled_median is None else measured.labelled_median
         which = "all voxels" if measured.labelled_median is None else "labelled voxels"
@@ -151,23 +154,30 @@ def intensity_notes(measured: Intensity) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def organ_notes(medians: Mapping[str, float]) -> tuple[str, ...]:
-    """Which solid organs do not look like tissue: the label map may belong to another image.
+def organ_notes(voxels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Which solid organs do not look like tissue: the label map may belong to another image, or lie askew.
 
     Args:
-        medians: Median HU of organs, by name; organs that are not in `SOLID_ORGANS` are not judged.
+        voxels: HU of some voxels of each organ, by name; organs that are not in `SOLID_ORGANS` are not judged.
 
     Example:
-        >>> organ_notes({"liver": -640.0, "spleen": 110.0, "lung": -850.0})
+        >>> organ_notes({"liver": np.full(9, -640.0), "spleen": np.full(9, 110.0), "left_lung": np.full(9, -850.0)})
         ('liver has a median of -640 HU, expected -50 to 350: does the label map belong to this image?',)
     """
     low, high = SOLID_HU
-    return tuple(
-        f"{organ} has a median of {median:.0f} HU, expected {low} to {high}: "
-        "does the label map belong to this image?"
-        for organ, median in medians.items()
-        if organ in SOLID_ORGANS and not low <= median <= high
-    )
+    notes = []
+    for organ, values in voxels.items():
+        if organ not in SOLID_ORGANS or not values.size:
+            continue
+        median, light = float(np.median(values)), _part(values, -np.inf, NOT_TISSUE_HU)
+        found = None
+        if not low <= median <= high:
+            found = f"has a median of {median:.0f} HU, expected {low} to {high}"
+        elif light > MAX_NOT_TISSUE:
+            found = f"has {light:.0%} of its voxels below {NOT_TISSUE_HU} HU, where lung and gas are"
+        if found is not None:
+            notes.append(f"{organ} {found}: does the label map belong to this image?")
+    return tuple(notes)
 
 
 def _part(values: np.ndarray, low: float, high: float) -> float:

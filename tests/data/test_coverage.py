@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from partialseg.data.cards import read_card, shipped_cards
-from partialseg.data.coverage import as_html, check
+from partialseg.data.coverage import check
+from partialseg.errors import DataError
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
 CARDS = ["msd_liver", "kits19", "msd_spleen"]
@@ -101,14 +102,6 @@ def test_report_is_written_as_json_and_as_one_page(checked):
     assert page.count("src=") == page.count('src="data:image/png;base64,') == 2  # no liver; fused kidneys
 
 
-def test_page_escapes_what_users_wrote(checked):
-    report = json.loads(json.dumps(checked[0].report))
-    report["datasets"][0]["title"] = "<b>Liver & more</b>"
-    page = as_html(report)
-    assert "&lt;b&gt;Liver &amp; more&lt;/b&gt;" in page
-    assert "<b>Liver" not in page
-
-
 def test_two_workers_find_the_same_as_one(raw, checked):
     result = check([read_card(name) for name in CARDS], raw, jobs=2)
     assert result.report == checked[0].report
@@ -141,4 +134,97 @@ def test_phantom_is_covered_as_the_paper_has_it(tiny_raw):
         "left_kidney": ["btcv", "kits19"],
         "right_kidney": ["btcv", "kits19"],
     }
-    assert not [case["notes"] for case in result.report["cases"] if "swapped" in " ".join(case["notes"])]
+    notes = {case["name"]: case["notes"] for case in result.report["cases"] if case["notes"]}
+    assert notes == {"case_00002": ["left_kidney/right_kidney: one side"]}  # so drawn
+    assert {note.split(" ", 1)[1] for dataset in result.report["datasets"] for note in dataset["notes"]} == {
+        f"of the {count} published cases are here" for count in (30, 131, 41, 281, 210)
+    }
+    assert not result.report["duplicates"]
+
+
+def test_organs_without_a_case_or_with_one_dataset_alone_are_noted(raw):
+    cards = [read_card("msd_liver"), read_card("kits19")]
+    organs = check(cards, raw, jobs=1, organs=["liver", "stomach"]).report["organs"]
+    assert organs == {
+        "liver": {
+            "datasets": ["msd_liver"],
+            "note": "annotated by msd_liver alone: a network sees it in scans of one source (domain shift)",
+        },
+        "stomach": {"datasets": [], "note": "annotated in no case here: a network learns nothing about it"},
+    }
+    alone = check(cards[:1], raw, jobs=1).report["organs"]
+    assert alone == {"liver": {"datasets": ["msd_liver"], "note": None}}
+
+
+def test_more_than_64_organs_are_refused(tmp_path):
+    organs = ", ".join(f"organ_{number}" for number in range(1, 66))
+    values = ", ".join(f"{number}: organ_{number}" for number in range(1, 66))
+    files = 'files: {image: "*_ct.nii", label: "*_label.nii"}'
+    (tmp_path / "many.md").write_text(
+        f"---\nname: many\n{files}\nlabels: {{{values}}}\nannotated: [{organs}]\n---\n"
+    )
+    card = read_card(tmp_path / "many.md")
+    with pytest.raises(DataError, match="65 organs, expected 64 at most; choose the organs with --organ"):
+        check([card], tmp_path, jobs=1)
+    assert check([card], tmp_path, jobs=1, organs=["organ_1"]).report["classes"] == ["background", "organ_1"]
+
+
+@pytest.fixture
+def two_datasets(tmp_path):
+    """One scan in both, under another name, in another data type and with other axes; it is for testing in one."""
+    label = empty()
+    label[25:35, 5:15, 2:8] = 1
+    for folder, test in (("here", "[b_ct]"), ("there", "[]")):
+        (tmp_path / f"{folder}.md").write_text(
+            f'---\nname: {folder}\nfiles: {{image: "*_ct.nii.gz", label: "*_label.nii.gz"}}\nlabels: {{1: liver}}\n'
+            f"annotated: [liver]\nsplits: {{test: {test}}}\n---\n"
+        )
+    for seed, name in enumerate(("here/a", "here/b", "there/c")):
+        save(tmp_path / f"{name}_ct.nii.gz", scan(seed))
+        save(tmp_path / f"{name}_label.nii.gz", np.roll(label, seed, axis=0))
+    turn = nib.orientations.axcodes2ornt("SLA")
+    for kind, array in (("ct", scan(1).astype(np.float32)), ("label", np.roll(label, 1, axis=0))):
+        file = nib.Nifti1Image(array, AFFINE).as_reoriented(turn)
+        nib.save(file, tmp_path / "there" / f"z_{kind}.nii.gz")
+    return tmp_path
+
+
+def test_a_scan_in_training_and_in_test_data_is_leakage(two_datasets):
+    cards = [read_card(two_datasets / f"{name}.md") for name in ("here", "there")]
+    result = check(cards, two_datasets, jobs=1)
+    assert result.report["duplicates"] == [
+        {
+            "cases": [
+                {"dataset": "here", "case": "b_ct", "split": "test"},
+                {"dataset": "there", "case": "z_ct", "split": "train"},
+            ],
+            "same": "image and label map",
+            "leakage": True,
+        }
+    ]
+    assert result.leakage == [
+        "the same scan is in training and in test data: here b_ct (test), there z_ct (train)"
+    ]
+    notes = {case["name"]: case["notes"] for case in result.report["cases"]}
+    assert notes["b_ct"] == ["leakage, in training and in test data: same image and label map as there z_ct"]
+    assert notes["a_ct"] == []
+    assert not result.problems
+
+
+def test_notes_are_counted(two_datasets):
+    cards = [read_card(two_datasets / f"{name}.md") for name in ("here", "there")]
+    assert check(cards[:1], two_datasets, jobs=1).num_notes == 0
+    assert check(cards, two_datasets, jobs=1).num_notes == 2
+
+
+def test_nothing_is_noted_of_real_scans(real_data, tmp_path):
+    names = {1: "liver", 2: "spleen", 3: "pancreas", 4: "left_kidney", 5: "right_kidney"}
+    (tmp_path / "real.md").write_text(
+        '---\nname: real\nfiles: {image: "*_ct.nii.gz", label: "*_label.nii.gz"}\n'
+        f"labels: {names}\nannotated: [{', '.join(names.values())}]\n---\n"
+    )
+    for name in ("totalseg_example_3mm", "lidc0001_upper_abdomen"):
+        for kind in ("ct", "label"):
+            (tmp_path / f"{name}_{kind}.nii.gz").symlink_to((real_data / f"{name}_{kind}.nii.gz").resolve())
+    result = check([read_card(tmp_path / "real.md")], tmp_path, tmp_path / "out", jobs=1)
+    assert (len(result.report["cases"]), result.problems, result.num_notes) == (2, [], 0)
