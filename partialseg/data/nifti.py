@@ -10,25 +10,23 @@ import contextlib
 import gzip
 import logging
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.voxel_files import (
-    MAX_TAIL_BYTES,
     StoredVoxels,
     check_affine,
     check_dtype,
     check_shape,
     check_stored_bytes,
     is_html,
-    shown_shape,
+    no_traceback,
+    read_voxels,
 )
 from partialseg.errors import DataError
 
@@ -39,8 +37,6 @@ MAX_HEADER_BYTES = 1 << 26
 #: voxel size. The quaternion of a qform has six digits, which turns a scan by up to 0.001 about its origin.
 ORIGIN_TOLERANCE, CORNER_TOLERANCE = 0.1, 1.0
 
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
-_CHUNK_BYTES = 1 << 20
 #: The first of these bytes says that extensions follow; programs that leave something else there do not mean it.
 _HAS_EXTENSIONS = b"\1\0\0\0"
 
@@ -48,8 +44,8 @@ _HAS_EXTENSIONS = b"\1\0\0\0"
 def read_nifti(path: Path) -> StoredVoxels:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, whatever its name says.
 
-    Of a gzipped file no more is decompressed than its header promises and `MAX_TAIL_BYTES`, so that a gzip bomb
-    is refused early. Extensions of the header are passed over.
+    Of a gzipped file hardly more is decompressed than its header promises, so that a gzip bomb is refused early.
+    Extensions of the header are passed over.
 
     Args:
         path: The file.
@@ -61,21 +57,8 @@ def read_nifti(path: Path) -> StoredVoxels:
         DataError: If it is missing, damaged or not NIfTI; if its header promises what cannot be, or does not
             say where the voxels lie.
     """
-    try:
-        with _quiet_nibabel(), _open(path) as (stream, compressed):
-            return _read(stream, compressed, path)
-    except (DataError, PermissionError):
-        raise
-    except EOFError as error:
-        raise DataError(
-            path,
-            "is cut short (its gzip stream has no end), expected a whole NIfTI file",
-            "download it again",
-        ) from error
-    except _DAMAGED as error:
-        raise DataError(
-            path, f"is damaged ({error}; expected a NIfTI file with the right checksum)", "download it again"
-        ) from error
+    with no_traceback("NIfTI", path), _quiet_nibabel(), _open(path) as (stream, compressed):
+        return _read(stream, compressed, path)
 
 
 @contextlib.contextmanager
@@ -121,16 +104,7 @@ def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     check_stored_bytes(num_bytes, os.fstat(stream.fileno()).st_size, compressed, "NIfTI", path)
     _pass_extensions(stream, start, offset, header, path)
-    array = np.empty(shape, dtype=dtype, order="F")
-    _fill(stream, memoryview(array.reshape(-1, order="F").view(np.uint8)), path)
-    # To the end, since gzip compares its checksum there.
-    if len(stream.read(MAX_TAIL_BYTES + 1)) > MAX_TAIL_BYTES:
-        raise DataError(
-            path,
-            f"holds more than the {num_bytes} bytes of voxels that its header promises ({shown_shape(shape)}, "
-            f"{dtype}), expected its end there",
-            "download or convert it again",
-        )
+    array = read_voxels(stream, shape, dtype, "NIfTI", path)
     header["vox_offset"] = 0  # there are no extensions now
     return StoredVoxels(array, affine, slope, intercept, header, notes)
 
@@ -159,7 +133,12 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[nib.Nifti1Header, nib.Ni
     if code not in types.dtype or not types.dtype[code].itemsize:
         raise DataError(path, f"holds voxels of type {code}, expected integers or floats", "convert it again")
     _voxel_offset(raw, path)  # nibabel has other words
-    return kind(block), raw, len(block)
+    try:
+        return kind(block), raw, len(block)
+    except HeaderDataError as error:
+        raise DataError(
+            path, f"its header is damaged ({error}), expected one of NIfTI", "download or convert it again"
+        ) from error
 
 
 def _scaling(raw: nib.Nifti1Header, path: Path) -> tuple[float, float]:
@@ -214,20 +193,6 @@ def _pass_extensions(stream: BinaryIO, start: int, offset: int, header: nib.Nift
                 "download or convert it again",
             )
         at += size
-
-
-def _fill(stream: BinaryIO, buffer: memoryview, path: Path) -> None:
-    """Read until `buffer` is full."""
-    done = 0
-    while done < len(buffer):
-        num_bytes = stream.readinto(buffer[done : done + _CHUNK_BYTES])
-        if not num_bytes:
-            raise DataError(
-                path,
-                f"is cut short ({done} bytes of voxels), its NIfTI header promises {len(buffer)}",
-                "download it again",
-            )
-        done += num_bytes
 
 
 def _geometry(

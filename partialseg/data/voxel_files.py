@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +26,8 @@ MAX_DEFLATE_RATIO = 1032
 MAX_TAIL_BYTES = 4096
 #: Cosine between two axes above which an affine counts as sheared; rounding in headers stays below it.
 SHEAR_TOLERANCE = 1e-3
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,74 @@ def check_stored_bytes(promised: int, stored: int, compressed: bool, kind: str, 
             f"is cut short ({stored} bytes), its {kind} header promises {promised} bytes",
             "download it again",
         )
+
+
+@contextlib.contextmanager
+def no_traceback(kind: str, path: Path) -> Iterator[None]:
+    """Say on one line what goes wrong in reading a file of a format; a file that may not be read is the caller's.
+
+    Raises:
+        DataError: In place of what Python, zlib or nibabel raise about a damaged file.
+    """
+    try:
+        yield
+    except (DataError, PermissionError):
+        raise
+    except EOFError as error:
+        raise DataError(
+            path,
+            f"is cut short (its compressed content has no end), expected a whole {kind} file",
+            "download it again",
+        ) from error
+    except (OSError, ValueError, zlib.error) as error:
+        raise DataError(
+            path, f"is damaged ({error}), expected a {kind} file with the right checksum", "download it again"
+        ) from error
+
+
+def read_voxels(
+    stream: BinaryIO, shape: tuple[int, int, int], dtype: np.dtype, kind: str, path: Path
+) -> np.ndarray:
+    """Read voxels up to the end of a stream, and hardly more than are promised, whatever follows.
+
+    Args:
+        stream: Stands at the first voxel; decompresses, if need be, while it is read.
+        shape: Sizes of the axes, the fastest first.
+        dtype: Of a voxel.
+        kind: Name of the format.
+        path: The file.
+
+    Returns:
+        The array, of that shape and type.
+
+    Raises:
+        DataError: If there are fewer voxels, or more than `MAX_TAIL_BYTES` follow.
+    """
+    array = np.empty(shape, dtype=dtype, order="F")  # memory is taken as it is filled
+    buffer = memoryview(array.reshape(-1, order="F").view(np.uint8))
+    done = 0
+    while done < len(buffer):
+        num_bytes = stream.readinto(buffer[done : done + _CHUNK_BYTES])
+        if not num_bytes:
+            raise DataError(
+                path,
+                f"is cut short ({done} bytes of voxels), its {kind} header promises {len(buffer)} bytes",
+                "download it again",
+            )
+        done += num_bytes
+    # To the end, since checksums are compared there.
+    rest = 0
+    while rest <= MAX_TAIL_BYTES:
+        tail = stream.read(MAX_TAIL_BYTES)
+        if not tail:
+            return array
+        rest += len(tail)
+    raise DataError(
+        path,
+        f"holds more than the {len(buffer)} bytes of voxels that its header promises ({shown_shape(shape)}, "
+        f"{dtype}), expected its end there",
+        "download or convert it again",
+    )
 
 
 def check_affine(affine: np.ndarray, path: Path) -> None:
