@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -16,6 +17,9 @@ import numpy as np
 import pydicom
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+
+from partialseg.data.dicom_series import DAMAGED
+from partialseg.data.voxel_files import MAX_VOXELS
 
 _CHUNK_BYTES = 1 << 20
 #: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm.
@@ -71,7 +75,7 @@ class Extent:
 def extent(path: Path) -> Extent:
     """How large the scan in a file, or in a folder of slices, is, without reading its voxels.
 
-    Of a folder one file is looked at, and taken for all.
+    Of a folder one file is looked at, and taken for all. A header that claims what no reader accepts says nothing.
 
     Example:
         >>> extent(Path("no such file"))
@@ -83,8 +87,7 @@ def extent(path: Path) -> Extent:
     first = files[len(files) // 2] if path.is_dir() else path
     try:
         if first.name.endswith((".nii", ".nii.gz")):
-            image = nib.load(first)
-            voxels, voxel_mm3 = math.prod(image.shape), abs(np.linalg.det(image.affine[:3, :3]))
+            voxels, voxel_mm3 = _extent_of_nifti(first)
         elif first.suffix in (".nrrd", ".mha", ".mhd"):
             voxels, voxel_mm3 = _extent_of_text_header(first)
         else:
@@ -94,9 +97,26 @@ def extent(path: Path) -> Extent:
             voxel_mm3 = math.prod(header.get("PixelSpacing", [0])) * float(
                 header.get("SliceThickness", 0) or 0
             )
-    except (OSError, ValueError, ImageFileError, HeaderDataError, pydicom.errors.InvalidDicomError):
+    except (*DAMAGED, ImageFileError, HeaderDataError, pydicom.errors.InvalidDicomError):
         return Extent()  # whoever reads it says what is wrong with it
+    if not 0 < voxels <= MAX_VOXELS:  # nobody takes memory for what a header cannot mean
+        return Extent()
     return Extent(int(voxels), float(voxels * voxel_mm3)) if math.isfinite(voxel_mm3) else Extent(int(voxels))
+
+
+def _extent_of_nifti(path: Path) -> tuple[int, float]:
+    """Number of voxels and volume of one; no more is read than the header itself, without its extensions."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if is_packed else file
+        block = stream.read(nib.Nifti2Header.sizeof_hdr)
+    kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(block) else nib.Nifti1Header
+    if len(block) < kind.sizeof_hdr:
+        raise EOFError("the file ends in its header")
+    header = kind(block[: kind.sizeof_hdr], check=False)
+    voxel_mm3 = abs(np.linalg.det(header.get_best_affine()[:3, :3]))
+    return math.prod(map(int, header.get_data_shape())), voxel_mm3
 
 
 def _extent_of_text_header(path: Path) -> tuple[int, float]:
@@ -122,7 +142,11 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     if files and path.suffix == ".mhd":
         with path.open("rb") as file:
             named = _DATA_FILE.search(file.read(1 << 16))
-        beside = path.parent / os.fsdecode(named[1]) if named else path
+        name = os.fsdecode(named[1]) if named else ""
+        stays = (
+            not Path(name).is_absolute() and ".." not in Path(name).parts
+        )  # what leaves the folder is not read
+        beside = path.parent / name if name and stays else path
         files += [beside] if beside != path and beside.is_file() else []
     return [("" if file == path else file.name, file) for file in files]
 
