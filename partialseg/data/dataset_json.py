@@ -22,6 +22,10 @@ _NO_ORGAN = re.compile(
 )
 
 
+#: Folders that say nothing about a dataset.
+_NO_NAMES = frozenset({"data", "dataset", "raw", "train", "training", "nifti"})
+
+
 def draft_from_json(file: Path) -> Draft:
     """Read a `dataset.json`: of the Decathlon and nnU-Net v1 (values as keys), or of nnU-Net v2 (names as keys).
 
@@ -44,9 +48,9 @@ def draft_from_json(file: Path) -> Draft:
     stated = content.get("numTraining")
     if isinstance(stated, int) and stated != count:
         notes.append(f"{file}: numTraining is {stated}, but {count} training cases are there")
-    folder = file.resolve().parent.name
+    name, folders = name_and_folders(file.parent)
     return Draft(
-        name=card_name(folder),
+        name=name,
         image=image,
         label=label,
         labels=dict(sorted(meanings.items())),
@@ -54,7 +58,7 @@ def draft_from_json(file: Path) -> Draft:
         source=_text(content, "reference"),
         licence=_text(content, "licence", "license"),
         citation=_text(content, "citation"),
-        folders=(folder,),
+        folders=folders,
         labelled=count,
         notes=tuple(notes),
     )
@@ -67,6 +71,19 @@ def vague_notes(file: Path, labels: Mapping[int, Meaning]) -> list[str]:
         for value, meaning in labels.items()
         if _NO_ORGAN.match(meaning.said.strip()) and meaning.organs == organs_meant(meaning.said)
     ]
+
+
+def name_and_folders(root: Path) -> tuple[str, tuple[str, ...]]:
+    """A name for the card of a dataset, and under what it will be looked for.
+
+    Example:
+        >>> name_and_folders(Path("/scans/kits19/data"))
+        ('kits19', ('data', 'kits19/data'))
+    """
+    root = root.resolve()
+    above = root.parent.name
+    named = above if above and root.name.lower() in _NO_NAMES else root.name
+    return card_name(named), tuple(filter(None, (root.name, f"{above}/{root.name}" if above else "")))
 
 
 def card_name(text: str) -> str:

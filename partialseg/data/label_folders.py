@@ -9,7 +9,7 @@ from pathlib import Path
 from partialseg.data.card_text import UNNAMED, Draft, Meaning
 from partialseg.data.checks import label_values
 from partialseg.data.classes import BACKGROUND, KNOWN_ORGANS, organs_meant
-from partialseg.data.dataset_json import card_name
+from partialseg.data.dataset_json import card_name, name_and_folders
 from partialseg.data.file_patterns import common_patterns, looks_like_label, pair_up, without_suffix
 from partialseg.data.volumes import SUFFIXES, read_label
 from partialseg.errors import DataError
@@ -69,12 +69,13 @@ def draft_from_masks(folder: Path) -> Draft | None:
         notes.append(
             f"{folder}: not every case has a mask of {lacking or 'everything'}; see `missing_masks` in the card"
         )
+    card, folders = name_and_folders(folder)
     return Draft(
-        name=card_name(folder.resolve().name),
+        name=card,
         image=f"*/{image}",
         label=f"*/{name}",
         labels={**known, **others},
-        folders=(folder.resolve().name,),
+        folders=folders,
         labelled=len(cases),
         missing_masks="" if len(everywhere) == len(anywhere) else "not annotated",
         notes=tuple(notes),
@@ -114,15 +115,18 @@ def draft_from_label_maps(folder: Path, meanings: Mapping[int, Meaning], jobs: i
     values = _read_values([found.root / path for path in found.labels], jobs)
     if not values:
         raise DataError(folder, "its label maps hold nothing but 0, expected organs", "give another folder")
+    name, folders = name_and_folders(found.root)
+    if found.root != folder and folder.name not in _LABEL_FOLDERS:
+        name = card_name(folder.resolve().name)
     return Draft(
-        name=card_name(found.root.resolve().name if folder.name in _LABEL_FOLDERS else folder.resolve().name),
+        name=name,
         image=image,
         label=label,
         labels={
             value: meanings.get(value, Meaning((UNNAMED,), "write the organ here"))
             for value in sorted(values | set(meanings))
         },
-        folders=(found.root.resolve().name,),
+        folders=folders,
         labelled=len(found.labels),
         notes=tuple(notes),
     )

@@ -80,7 +80,7 @@ def test_the_decathlons_json_becomes_a_card(write_json, out):
     assert (card.files.image, card.files.label) == ("imagesTr/*.nii.gz", "labelsTr/*.nii.gz")
     assert card.labels == {1: ["liver"], 2: ["cancer"]}
     assert card.counts == {"labelled": 2}
-    assert card.folders == ["Task03_Liver"]
+    assert card.folders[0] == "Task03_Liver"
     assert any("value 2 is called cancer" in note for note in result.notes)
     for heading in ("What it is", "Licence and citation", "Quirks", "Not suited to"):
         assert f"**{heading}.**" in _prose(out)
@@ -280,6 +280,15 @@ def test_masks_of_no_known_organ_are_refused(tmp_path, out):
     _write_maps(tmp_path / "cases", "a/ct.nii.gz", "a/masks/x1.nii.gz", "a/masks/y.nii.gz")
     with pytest.raises(DataError, match=r"none of its masks \(x1, y, \.\.\.\)"):
         write_new_card(tmp_path / "cases", out)
+
+
+def test_a_dataset_is_found_from_the_folder_above_its_data_too(tmp_path, out):
+    _write_maps(tmp_path / "kidneys" / "data", "c1/imaging.nii.gz", "c1/segmentation.nii.gz")
+    write_new_card(tmp_path / "kidneys" / "data", out, names="btcv_13")
+    card = read_card(out)
+    assert card.name == "kidneys"
+    for raw in (tmp_path, tmp_path / "kidneys", tmp_path / "kidneys" / "data"):
+        assert [case.name for case in find_cases(card, raw)] == ["c1"]
 
 
 def test_values_without_names_keep_the_card_from_being_read(tmp_path, out):
