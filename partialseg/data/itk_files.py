@@ -21,6 +21,8 @@ from typing import BinaryIO
 import numpy as np
 
 from partialseg.data.voxel_files import (
+    ANY_LIMITS,
+    Limits,
     StoredVoxels,
     check_affine,
     check_shape,
@@ -99,11 +101,12 @@ class _Header:
     num_bytes: int | None = None
 
 
-def read_itk(path: Path) -> StoredVoxels:
+def read_itk(path: Path, limits: Limits = ANY_LIMITS) -> StoredVoxels:
     """Read an NRRD (`.nrrd`) or a MetaImage (`.mha`; `.mhd` with its data file beside it).
 
     Args:
         path: The file.
+        limits: How much it may claim.
 
     Returns:
         Its voxels as stored; the affine turned from LPS, as these formats mostly have it, to RAS.
@@ -117,12 +120,12 @@ def read_itk(path: Path) -> StoredVoxels:
     with no_traceback(kind, path):
         fields = _Fields(path, kind)
         header = _nrrd_header(fields) if is_nrrd else _meta_header(fields)
-        shape = check_shape(header.shape, path)
+        shape = check_shape(header.shape, path, limits)
         check_affine(header.affine, path)
         promised = int(np.prod(shape, dtype=np.int64)) * header.dtype.itemsize
         size = header.data.stat().st_size
         start = header.start if header.start >= 0 else max(0, size - promised)
-        check_stored_bytes(promised, size - start, header.encoding != "raw", kind, path)
+        check_stored_bytes(promised, size - start, header.encoding != "raw", kind, path, limits)
         with header.data.open("rb") as file:
             file.seek(start)
             array = read_voxels(_decoded(file, header), shape, header.dtype, kind, path)

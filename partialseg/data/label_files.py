@@ -13,11 +13,14 @@ from PIL import Image
 from partialseg.data.cards import Card, Override, RawCase
 from partialseg.data.classes import BACKGROUND
 from partialseg.data.dicom import read_mask, slice_order
+from partialseg.data.raw_files import extent
 from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
 from partialseg.errors import DataError
 
 #: How far masks of one case may lie apart, in parts of the smallest voxel size; rounding stays below it.
 PLACE_TOLERANCE = 0.05
+#: Label maps of so many voxels are read even if their scan has fewer, so that both shapes can be told.
+_ALWAYS_READ = 1 << 24
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 #: Pillow's modes of one whole number a pixel: 1, 8 and 16 bits (older versions of Pillow call these "I").
@@ -51,9 +54,9 @@ def read_case_label(card: Card, raw_case: RawCase) -> Volume:
     """
     path = raw_case.label
     if card.masks:
-        return _read_masks(card, path)
+        return _read_masks(card, path, _most_voxels(raw_case))
     if not path.is_dir():
-        return read_label(path)
+        return read_label(path, _most_voxels(raw_case))
     return _read_slices(path, raw_case.image, card.files.series)
 
 
@@ -81,7 +84,12 @@ def with_missing_masks(card: Card, cases: Iterable[RawCase]) -> Card:
     return card.model_copy(update={"cases": overrides})
 
 
-def _read_masks(card: Card, folder: Path) -> Volume:
+def _most_voxels(raw_case: RawCase) -> int:
+    """What a label map may claim: what its scan has, and room for one that is somewhat off, which is told later."""
+    return max(_ALWAYS_READ, 2 * extent(raw_case.image).voxels)
+
+
+def _read_masks(card: Card, folder: Path, most_voxels: int) -> Volume:
     """One label map of a folder of masks; one mask at a time is in memory."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "there is no such folder"
@@ -102,7 +110,7 @@ def _read_masks(card: Card, folder: Path) -> Volume:
     for value, path in enumerate(paths.values(), start=1):
         if path is None:
             continue
-        mask = _read_one_mask(path)
+        mask = _read_one_mask(path, most_voxels)
         if labels is None:
             first, dtype = path, np.uint8 if len(card.masks) <= 255 else np.int16
             labels = Volume(np.zeros(mask.array.shape, dtype), mask.affine, mask.source, mask.notes)
@@ -126,12 +134,12 @@ def _mask_path(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.exists() or path.is_symlink()), None)
 
 
-def _read_one_mask(path: Path) -> Volume:
+def _read_one_mask(path: Path, most_voxels: int) -> Volume:
     """A mask: 0 and one other value."""
     if path.is_dir():
         array, affine = read_mask(path)
         return canonical_volume(array, affine, path, np.uint8)
-    mask = read_label(path)
+    mask = read_label(path, most_voxels)
     highest = mask.array.max()
     for plane in mask.array:
         other = plane[(plane != 0) & (plane != highest)]

@@ -19,6 +19,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.voxel_files import (
+    ANY_LIMITS,
+    Limits,
     StoredVoxels,
     check_affine,
     check_dtype,
@@ -41,7 +43,7 @@ ORIGIN_TOLERANCE, CORNER_TOLERANCE = 0.1, 1.0
 _HAS_EXTENSIONS = b"\1\0\0\0"
 
 
-def read_nifti(path: Path) -> StoredVoxels:
+def read_nifti(path: Path, limits: Limits = ANY_LIMITS) -> StoredVoxels:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, whatever its name says.
 
     Of a gzipped file hardly more is decompressed than its header promises, so that a gzip bomb is refused early.
@@ -49,6 +51,7 @@ def read_nifti(path: Path) -> StoredVoxels:
 
     Args:
         path: The file.
+        limits: How much it may claim.
 
     Returns:
         Its voxels as stored, and the header without extensions.
@@ -58,7 +61,7 @@ def read_nifti(path: Path) -> StoredVoxels:
             say where the voxels lie.
     """
     with no_traceback("NIfTI", path), _quiet_nibabel(), _open(path) as (stream, compressed):
-        return _read(stream, compressed, path)
+        return _read(stream, compressed, path, limits)
 
 
 @contextlib.contextmanager
@@ -86,10 +89,10 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
             yield file, False
 
 
-def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
+def _read(stream: BinaryIO, compressed: bool, path: Path, limits: Limits) -> StoredVoxels:
     """Header, then voxels, each checked before it costs memory."""
     header, raw, start = _read_header(stream, path)
-    shape = check_shape(raw["dim"][1 : int(raw["dim"][0]) + 1], path)
+    shape = check_shape(raw["dim"][1 : int(raw["dim"][0]) + 1], path, limits)
     dtype = header.get_data_dtype()
     check_dtype(dtype, path)
     if int(raw["bitpix"]) != 8 * dtype.itemsize:
@@ -102,7 +105,8 @@ def _read(stream: BinaryIO, compressed: bool, path: Path) -> StoredVoxels:
     affine, notes = _geometry(header, raw, shape, path)
     offset = _voxel_offset(raw, path)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    check_stored_bytes(num_bytes, os.fstat(stream.fileno()).st_size, compressed, "NIfTI", path)
+    stored = os.fstat(stream.fileno()).st_size
+    check_stored_bytes(num_bytes, stored, compressed, "NIfTI", path, limits)
     _pass_extensions(stream, start, offset, header, path)
     array = read_voxels(stream, shape, dtype, "NIfTI", path)
     header["vox_offset"] = 0  # there are no extensions now

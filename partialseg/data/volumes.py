@@ -12,7 +12,13 @@ import numpy as np
 from partialseg.data.dicom import read_series
 from partialseg.data.itk_files import ITK_SUFFIXES, read_itk
 from partialseg.data.nifti import NIFTI_SUFFIXES, read_nifti
-from partialseg.data.voxel_files import StoredVoxels, check_is_file
+from partialseg.data.voxel_files import (
+    MAX_VOXELS,
+    SCAN_LIMITS,
+    Limits,
+    StoredVoxels,
+    check_is_file,
+)
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 
@@ -81,13 +87,14 @@ def read_image(path: str | Path, series: str | None = None) -> Volume:
         A volume whose array is float32 HU.
 
     Raises:
-        DataError: If the file is missing or damaged, claims more than it can hold or more than 2^30 voxels, is
-            not 3D, has an axis of size 0, an unusable affine, or voxels that are NaN or infinite.
+        DataError: If the file is missing or damaged, claims more than it can hold, more than a scan unpacks to or
+            more than 10^9 voxels, is not 3D, has an axis of size 0, an unusable affine, or voxels that are NaN or
+            infinite.
     """
     path = Path(path)
     if path.is_dir():
         return canonical_volume(*read_series(path, series), path, np.float32)
-    stored = _read_file(path, "scan")
+    stored = _read_file(path, "scan", SCAN_LIMITS)
     array = _fill_canonical(stored, np.float32)
     # Whole numbers of up to 8 bytes stay finite unless they are scaled.
     if stored.array.dtype.kind == "f" or (stored.slope, stored.intercept) != (1, 0):
@@ -101,11 +108,12 @@ def read_image(path: str | Path, series: str | None = None) -> Volume:
     return _volume(stored, array, path)
 
 
-def read_label(path: str | Path) -> Volume:
+def read_label(path: str | Path, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a label map.
 
     Args:
         path: A NIfTI, NRRD or MetaImage file; see `read_image`.
+        max_voxels: A file that claims more is refused before memory is taken.
 
     Returns:
         A volume whose array is uint8, or int16 where a value is above 255; whole numbers from 0.
@@ -120,7 +128,7 @@ def read_label(path: str | Path) -> Volume:
             "is a folder, expected one file with the label map",
             "if it holds one mask for each organ, give their names under `labels:` in the card",
         )
-    stored = _read_file(path, "label map")
+    stored = _read_file(path, "label map", Limits(voxels=min(max_voxels, MAX_VOXELS)))
     high = _check_whole_numbers(stored, path)
     return _volume(stored, _fill_canonical(stored, np.uint8 if high <= 255 else np.int16), path)
 
@@ -138,7 +146,10 @@ def canonical_volume(array: np.ndarray, affine: np.ndarray, path: Path, dtype: t
         A volume whose source is said to be in canonical axes: nothing of the kind needs the way back.
     """
     stored = StoredVoxels(array, affine)
-    volume = _volume(stored, _fill_canonical(stored, dtype), path)
+    view = nib.apply_orientation(array, nib.io_orientation(affine)).T
+    # read_series lays voxels so that there is nothing to copy.
+    is_canonical = view.flags.c_contiguous and view.dtype == dtype
+    volume = _volume(stored, view if is_canonical else _fill_canonical(stored, dtype), path)
     orientation = np.array([[0, 1], [1, 1], [2, 1]])
     source = Source(path, volume.array.shape[::-1], volume.affine, orientation)
     return Volume(volume.array, volume.affine, source)
@@ -191,15 +202,15 @@ def write_label_map(path: str | Path, labels: np.ndarray, like: Volume) -> None:
         nib.save(image, temporary)
 
 
-def _read_file(path: Path, what: str) -> StoredVoxels:
+def _read_file(path: Path, what: str, limits: Limits) -> StoredVoxels:
     """A volume by the suffix of its file; `what` it should be."""
     check_is_file(path, what)
     name = path.name.lower()
     try:
         if name.endswith(NIFTI_SUFFIXES):
-            return read_nifti(path)
+            return read_nifti(path, limits)
         if name.endswith(ITK_SUFFIXES):
-            return read_itk(path)
+            return read_itk(path, limits)
     except PermissionError as error:
         raise DataError(
             path, "may not be read, expected a file that you can read", "give yourself the permission"

@@ -24,10 +24,31 @@ MAX_DEFLATE_RATIO = 1032
 #: Bytes that may follow the voxels, since some programs fill up a block; a file that goes on is not what its
 #: header says.
 MAX_TAIL_BYTES = 4096
+#: In a scan there is noise, which deflate makes a quarter to a half as large. A file that unpacks to so many times
+#: its size holds nothing, and is refused where it would take more memory than `SMALL_BYTES`. Label maps may.
+MAX_SCAN_RATIO = 500
+SMALL_BYTES = 1 << 26
 #: Cosine between two axes above which an affine counts as sheared; rounding in headers stays below it.
 SHEAR_TOLERANCE = 1e-3
 
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a file may claim before memory is taken for it.
+
+    Attributes:
+        voxels: At most so many voxels.
+        ratio: At most so many bytes for a compressed one.
+    """
+
+    voxels: int = MAX_VOXELS
+    ratio: int = MAX_DEFLATE_RATIO
+
+
+#: Of a scan, and of any other volume.
+SCAN_LIMITS, ANY_LIMITS = Limits(ratio=MAX_SCAN_RATIO), Limits()
 
 
 @dataclass(frozen=True)
@@ -88,11 +109,11 @@ def shown_shape(shape: Sequence[int]) -> str:
     return " x ".join(str(int(size)) for size in shape)
 
 
-def check_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
+def check_shape(shape: Sequence[int], path: Path, limits: Limits = ANY_LIMITS) -> tuple[int, int, int]:
     """The sizes of the three axes; further axes must have size 1.
 
     Raises:
-        DataError: If there are not three axes, one is empty, or there are more than `MAX_VOXELS` voxels.
+        DataError: If there are not three axes, one is empty, or there are more voxels than the limits allow.
 
     Example:
         >>> check_shape((512, 512, 100, 1), Path("scan.nii.gz"))
@@ -108,10 +129,10 @@ def check_shape(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
         raise DataError(
             path, f"has an axis of size 0 ({shown}), expected sizes above 0", "download or convert it again"
         )
-    if math.prod(shape) > MAX_VOXELS:
+    if math.prod(shape) > limits.voxels:
         raise DataError(
             path,
-            f"its header claims {shown} voxels, expected at most {MAX_VOXELS}",
+            f"its header claims {shown} voxels, expected at most {limits.voxels}",
             "download it again if that cannot be, else crop it",
         )
     if len(shape) < 3 or any(size != 1 for size in shape[3:]):
@@ -131,7 +152,9 @@ def check_dtype(dtype: np.dtype, path: Path) -> None:
         raise DataError(path, f"holds {shown} voxels, expected numbers", "convert it to int16 or float32")
 
 
-def check_stored_bytes(promised: int, stored: int, compressed: bool, kind: str, path: Path) -> None:
+def check_stored_bytes(
+    promised: int, stored: int, compressed: bool, kind: str, path: Path, limits: Limits = ANY_LIMITS
+) -> None:
     """Refuse a header that promises more than its file can hold, before memory is taken.
 
     Args:
@@ -140,9 +163,10 @@ def check_stored_bytes(promised: int, stored: int, compressed: bool, kind: str, 
         compressed: Whether they are deflated (gzip, zlib).
         kind: Name of the format.
         path: The file.
+        limits: Of what it holds.
 
     Raises:
-        DataError: If the file cannot hold them.
+        DataError: If the file cannot hold them, or they are many that hold nothing.
 
     Example:
         >>> check_stored_bytes(100, 90, compressed=True, kind="NRRD", path=Path("a.nrrd"))
@@ -155,6 +179,13 @@ def check_stored_bytes(promised: int, stored: int, compressed: bool, kind: str, 
             path,
             f"holds {stored} compressed bytes, which cannot be the {promised} bytes that its {kind} header promises",
             "download it again",
+        )
+    if compressed and promised > max(SMALL_BYTES, limits.ratio * stored):
+        raise DataError(
+            path,
+            f"unpacks to {promised} bytes, {promised // stored} times its size, expected a scan, whose noise keeps it "
+            f"below {limits.ratio} times",
+            "download or convert it again",
         )
     if not compressed and promised > stored:
         raise DataError(
