@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, J
 from partialseg.data import dicom
 from partialseg.data.dicom import hounsfield, list_series, read_mask, read_series, slice_order
 from partialseg.data.dicom_series import all_slices, brief
-from partialseg.data.volumes import read_image, read_label, write_label_map
+from partialseg.data.volumes import canonical_volume, read_image, read_label, write_label_map
 from partialseg.errors import DataError
 
 SERIES = generate_uid(entropy_srcs=["series"])
@@ -258,8 +258,9 @@ def test_bringing_a_series_to_canonical_axes_copies_nothing(tmp_path, pixels):
             changes = {"ImageOrientationPatient": orientation}
             write_slice(tmp_path / name / f"{index}", pixels[index], place.tolist(), **changes)
         array, affine = read_series(tmp_path / name)
-        canonical = nib.apply_orientation(array, nib.io_orientation(affine))
-        assert canonical.T.flags.c_contiguous
+        volume = canonical_volume(array, affine, tmp_path, np.float32)
+        assert volume.array.flags.c_contiguous
+        assert np.shares_memory(volume.array, array)
         np.testing.assert_array_equal(array, (2 * pixels - 1000).transpose(2, 1, 0))
 
 
