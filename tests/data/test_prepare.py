@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from partialseg.data import prepare as prepare_module
+from partialseg.data import prepare_case as prepare_case_module
 from partialseg.data.cards import read_card
 from partialseg.data.classes import PAPER_ORGANS
-from partialseg.data.prepare import choose_organs, prepare
-from partialseg.data.prepare_case import choose_foreground
+from partialseg.data.prepare import choose_organs, list_raw_cases, plan, prepare
+from partialseg.data.prepare_case import choose_foreground, prepare_case_elsewhere
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 
@@ -233,11 +235,11 @@ def test_killed_run_leaves_whole_cases_and_is_taken_up_again(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, script, card.path, tmp_path / "raw", out])
     end = time.monotonic() + 60
-    while not list(out.glob("small/*_ct")) and process.poll() is None and time.monotonic() < end:
+    while not list(out.glob("small/case*_ct")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    visible = sorted(out.glob("small/*_ct"))
+    visible = sorted(out.glob("small/case*_ct"))
     assert visible
     for folder in visible:
         assert {path.name for path in folder.iterdir()} == FILES
@@ -408,3 +410,235 @@ def test_scan_is_listed_where_it_was_read(tmp_path, raw):
     case = run(write_card(tmp_path), raw, tmp_path / "out").prepared.cases[0]
     assert Path(case.image_source) == raw / "anna_ct.nii.gz"
     assert os.path.samefile(case.label_source, raw / "anna_label.nii.gz")
+
+
+def edit_card(card, old, new):
+    """The card with some words of it changed."""
+    text = card.path.read_text()
+    assert old in text
+    card.path.write_text(text.replace(old, new))
+    return read_card(card.path)
+
+
+def tree(out):
+    """The content of every file."""
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "done"),
+    [
+        ("Prose.", "Other prose.", 0),
+        ('licence: "none"', 'licence: "other"', 0),
+        ('title: "small"', 'title: "other"', 0),
+        ("test: 0.0", "test: 0.5", 0),
+        ("seed: 0", "seed: 7", 0),
+        ('labels: {1: "spleen"}', 'labels: {1: "spleen", 2: "background"}', 3),
+    ],
+)
+def test_changed_card_prepares_again_what_it_touches(tmp_path, raw, old, new, done):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    changed = edit_card(card, old, new)
+    result = run(changed, raw, tmp_path / "out")
+    assert (result.done, result.skipped) == (done, 3 - done)
+    run(changed, raw, tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("override", [{"annotated": ["spleen"]}, {"slices": [2, 8]}])
+def test_override_of_a_case_prepares_that_case_again(tmp_path, raw, override):
+    write_case(raw, "anna", seed=0)
+    fields = {"labels": {1: "spleen", 2: "liver"}, "annotated": ("spleen", "liver")}
+    run(write_card(tmp_path, **fields), raw, tmp_path / "out")
+    card = write_card(tmp_path, cases={"bert_ct": override}, **fields)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("small/*/image.npy")}
+    result = run(card, raw, tmp_path / "out")
+    assert (result.done, result.skipped) == (1, 2)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert [path.parent.name for path in before if after[path] != before[path]] == ["bert_ct"]
+
+
+def test_further_card_prepares_none_of_the_others_again(tmp_path, raw):
+    write_case(tmp_path / "more", "dora", seed=9, value=2)
+    one = write_card(tmp_path)
+    other = write_card(tmp_path, "other", {2: "kidney"}, ("kidney",))
+    run(one, raw, tmp_path / "out", organs=None)
+    shutil.move(tmp_path / "more", raw / "other")
+    shutil.copytree(raw, tmp_path / "both" / "small", ignore=shutil.ignore_patterns("other"))
+    shutil.move(raw / "other", tmp_path / "both" / "other")
+    both = prepare([one, other], tmp_path / "both", tmp_path / "out", (2.0, 2.0, 2.0), jobs=1)
+    assert both.prepared.classes == ("background", "spleen", "kidney")
+    assert (both.done, both.skipped) == (1, 3), "the new organ comes last, and changes no value of the first"
+    prepare([one, other], tmp_path / "both", tmp_path / "fresh", (2.0, 2.0, 2.0), jobs=1)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_class_list_counts_where_label_values_depend_on_it(tmp_path, raw):
+    card = write_card(tmp_path, labels={1: "spleen", 2: "ignore"})
+    run(card, raw, tmp_path / "out", organs=["spleen"])
+    assert run(card, raw, tmp_path / "out", organs=["spleen", "liver"]).done == 3, "ignored is another value"
+
+
+def test_moved_copied_and_touched_files_prepare_nothing_again(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    for path in raw.iterdir():
+        os.utime(path)
+    assert run(card, raw, tmp_path / "out").skipped == 3
+    shutil.copytree(raw, tmp_path / "elsewhere")
+    shutil.rmtree(raw)
+    result = run(card, tmp_path / "elsewhere", tmp_path / "out")
+    assert (result.done, result.skipped) == (0, 3)
+    assert {Path(case.image_source).parent for case in result.prepared.cases} == {tmp_path / "elsewhere"}
+    run(card, tmp_path / "elsewhere", tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_changed_content_of_the_same_size_and_time_is_prepared_again(tmp_path, raw):
+    card = write_card(tmp_path, image="*_ct.nii")
+    for path in raw.glob("*_ct.nii.gz"):
+        nib.save(nib.load(path), path.with_name(path.name.removesuffix(".gz")))
+        path.unlink()
+    run(card, raw, tmp_path / "out")
+    path = raw / "bert_ct.nii"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert run(card, raw, tmp_path / "out").done == 1
+
+
+def test_files_that_change_while_they_are_read_are_a_problem(tmp_path, raw, monkeypatch):
+    real = prepare_case_module.read_case
+
+    def read_and_append(card, raw_case):
+        found = real(card, raw_case)
+        with raw_case.image.open("ab") as file:
+            file.write(b"more")
+        return found
+
+    monkeypatch.setattr(prepare_case_module, "read_case", read_and_append)
+    result = run(write_card(tmp_path), raw, tmp_path / "out")
+    assert len(result.problems) == 4
+    assert "anna_ct: its files changed while they were read; run again" in str(result.problems[0])
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def two_datasets(tmp_path, organ="liver"):
+    for seed, name in enumerate(("anna", "bert")):
+        write_case(tmp_path / "raw" / "one", name, seed=seed)
+    write_case(tmp_path / "raw" / "two", "carl", seed=5)
+    return write_card(tmp_path, "one"), write_card(tmp_path, "two", {1: organ}, (organ,))
+
+
+def test_cases_of_cards_that_are_not_named_stay_listed(tmp_path):
+    one, two = two_datasets(tmp_path)
+    out = tmp_path / "out"
+    prepare([one, two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    before = tree(out)
+    result = prepare([two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    assert (result.done, result.skipped, result.kept, result.dropped) == (0, 1, 2, ())
+    assert result.prepared.classes == ("background", "liver", "spleen")
+    assert tree(out) == before
+
+
+def test_datasets_may_be_prepared_one_after_the_other(tmp_path):
+    one, two = two_datasets(tmp_path)
+    for out, order in ((tmp_path / "a", (one, two)), (tmp_path / "b", (two, one))):
+        for card in order:
+            prepare([card], tmp_path / "raw", out, (2.0, 2.0, 2.0), organs=["liver", "spleen"], jobs=1)
+    assert set(read_prepared(tmp_path / "a").datasets) == {"one", "two"}
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"spacing_mm": (3.0, 3.0, 3.0)},
+            "holds one, prepared for spleen at 2 x 2 x 2 mm, expected liver at 3 x 3 x 3 mm",
+        ),
+        ({}, "holds one, prepared for spleen at 2 x 2 x 2 mm, expected liver at 2 x 2 x 2 mm"),
+        ({"organs": ["liver", "spleen"]}, "expected liver, spleen at 2 x 2 x 2 mm"),
+    ],
+)
+def test_folder_of_other_settings_and_cards_is_not_taken(tmp_path, settings, problem):
+    one, two = two_datasets(tmp_path)
+    out = tmp_path / "out"
+    prepare([one], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    before = tree(out)
+    with pytest.raises(DataError, match=f"{out}: .*{problem}; name their cards and raw data as well"):
+        prepare([two], tmp_path / "raw", out, **{"spacing_mm": (2.0, 2.0, 2.0), "jobs": 1, **settings})
+    assert tree(out) == before
+    result = prepare(
+        [one, two], tmp_path / "raw", out, **{"spacing_mm": (2.0, 2.0, 2.0), "jobs": 1, **settings}
+    )
+    assert set(result.prepared.datasets) == {"one", "two"}
+
+
+def test_other_datasets_outlive_a_killed_run(tmp_path, monkeypatch):
+    one, two = two_datasets(tmp_path, "spleen")
+    out = tmp_path / "out"
+    prepare([one, two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    write_case(tmp_path / "raw" / "two", "carl", seed=6)
+    monkeypatch.setattr(prepare_module, "prepare_case", lambda task: 1 / 0)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        prepare([two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    with pytest.raises(DataError, match="there is no manifest"):
+        read_prepared(out)
+    monkeypatch.undo()
+    result = prepare([two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    assert (result.done, result.kept) == (1, 2)
+    prepare([one, two], tmp_path / "raw", tmp_path / "fresh", (2.0, 2.0, 2.0), jobs=1)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_cases_that_are_gone_are_named(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    (raw / "carl_ct.nii.gz").unlink()
+    (raw / "carl_label.nii.gz").unlink()
+    (raw / "bert_label.nii.gz").write_bytes(b"damaged")
+    result = run(card, raw, tmp_path / "out")
+    assert result.dropped == ("small/bert_ct", "small/carl_ct")
+    assert len(result.problems) == 1
+    assert (tmp_path / "out" / "small" / "carl_ct" / "image.npy").exists()
+
+
+def test_card_whose_raw_data_is_away_keeps_its_cases(tmp_path):
+    one, two = two_datasets(tmp_path, "spleen")
+    out = tmp_path / "out"
+    prepare([one, two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    shutil.rmtree(tmp_path / "raw" / "one")
+    result = prepare([one, two], tmp_path / "raw", out, (2.0, 2.0, 2.0), jobs=1)
+    assert [problem.path for problem in result.problems] == [str(one.path)]
+    assert (result.kept, result.dropped) == (2, ())
+    assert len(read_prepared(out).cases) == 3
+
+
+def test_folder_of_another_format_is_not_overwritten(tmp_path, raw):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 999'))
+    with pytest.raises(
+        DataError, match=r"has format 999, expected .*; give another folder, or delete this file"
+    ):
+        run(card, raw, tmp_path / "out")
+
+
+def test_worker_elsewhere_says_which_files_it_does_not_see(tmp_path, raw):
+    card = write_card(tmp_path)
+    ((_, cases),), _ = list_raw_cases([card], raw)
+    tasks, _ = plan([(card, cases)], tmp_path / "out", ("background", "spleen"), (2.0, 2.0, 2.0))
+    with pytest.raises(
+        DataError, match=f"{tmp_path}/out: small, anna_ct: the worker on .* does not see this folder"
+    ):
+        prepare_case_elsewhere(tasks[0])
+    (raw / "anna_ct.nii.gz").unlink()
+    with pytest.raises(
+        DataError, match=f"{raw}/anna_ct.nii.gz: small, anna_ct: the worker on .* does not see it"
+    ):
+        prepare_case_elsewhere(tasks[0])
