@@ -432,10 +432,13 @@ def _check_organs(organs: Optional[list[str]]) -> None:  # noqa: UP045
 
 def _cards_and_organs(names: list[str], organs: Optional[list[str]]):  # noqa: ANN202, UP045
     """The cards that are named, alone or in sets; and the class list that is asked for, or that of the sets."""
-    from partialseg.data.card_sets import expand
+    from partialseg.data.card_sets import expand, organ_notes
 
     cards, organs_of_sets = expand(names)
-    return cards, organs or organs_of_sets
+    classes = organs or organs_of_sets
+    for note in organ_notes(cards, classes):
+        typer.echo(f"note: {note}", err=True)
+    return cards, classes
 
 
 def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
