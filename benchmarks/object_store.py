@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 SHAPE, PATCH, NUM_CASES = (200, 300, 300), (48, 160, 160), 6
-GAPS = (1024, 32 * 1024, 128 * 1024, 1024**2)
+GAPS = (32 * 1024, 128 * 1024)
 
 
 def write_prepared(folder: Path) -> None:
@@ -61,11 +61,23 @@ def write_prepared(folder: Path) -> None:
 
 
 def serve_files(folder: Path, latency: float, port, counts) -> None:
-    """GET and HEAD of files, by byte ranges."""
+    """GET and HEAD of files, by byte ranges, and a list of them."""
     from aiohttp import web
+
+    def listing() -> web.Response:
+        files = [path for path in sorted((folder / "bucket").rglob("*")) if path.is_file()]
+        entries = "".join(
+            f"<Contents><Key>{path.relative_to(folder / 'bucket')}</Key><Size>{path.stat().st_size}</Size>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>0</ETag></Contents>"
+            for path in files
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+        return web.Response(text=text, content_type="application/xml")
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(latency)
+        if "list-type" in request.query:
+            return listing()
         path = folder / request.path.lstrip("/")
         if not path.is_file():
             return web.Response(status=404)
@@ -153,7 +165,10 @@ def measure(prepared, batches: int, workers: int, counts=None) -> dict[str, floa
 
 
 def row(name: str, workers: int, found: dict[str, float]) -> None:
-    """Print a row of the table."""
+    """Print a row of the table; with several workers, what is read ahead blurs the counts."""
+    if workers > 1:
+        print(f"| {name} | {workers} | {found['patches/s']:.1f} | | |", flush=True)
+        return
     print(
         f"| {name} | {workers} | {found['patches/s']:.1f} | {found['requests']:.0f} | {found['of the box']:.2f} |",
         flush=True,
@@ -189,7 +204,6 @@ def main() -> None:
                         prepared = read_prepared("s3://bucket/prepared")
                         name = f"ranges, gap {gap // 1024} KiB, {latency:g} ms"
                         row(name, workers, measure(prepared, arguments.batches, workers, counts))
-                arrays.GAP = 32 * 1024
                 cached = read_prepared("s3://bucket/prepared", cache=Path(work) / f"cache-{latency:g}")
                 row("first batches, copying", 1, measure(cached, NUM_CASES, 1, counts))
                 row("from the copies", 1, measure(cached, 4 * arguments.batches, 1, counts))

@@ -30,8 +30,9 @@ from partialseg.storage import Location, file_system, is_remote, naming
 if TYPE_CHECKING:
     from upath import UPath
 
-#: Bytes between two rows that are read with them rather than asked for apart.
-GAP = 32 * 1024
+#: Bytes between two rows that are read with them rather than asked for apart: a request costs some milliseconds of
+#: computing alone (benchmarks/object_store.py), in which a network brings more than these.
+GAP = 128 * 1024
 #: A range that is longer is read in parts, at the same time.
 LONGEST_RANGE = 8 * 1024**2
 #: NumPy writes 128 bytes for the arrays here.
