@@ -63,6 +63,13 @@ def read_series(folder: str | Path, series: str | None = None) -> tuple[np.ndarr
         DataError: If there are no CT slices, or several series and none is chosen; if a slice is missing,
             there twice or not above the one before it (gantry tilt); if slices are not equally far apart; if
             values are not HU; if a file is damaged, or its transfer syntax has no decoder.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> path = get_testdata_file("dicomdirtests/98892001/CT5N/2062")
+        >>> array, affine = read_series(Path(path).parent)
+        >>> array.shape, array.min(), affine[2, 2]
+        ((16, 16, 5), -888.0, 2.5)
     """
     slices, affine = _stack(choose_series(folder, series), Path(folder))
     array = _canonical_buffer((*slices[0].size, len(slices)), affine, np.float32)
@@ -115,6 +122,12 @@ def slice_order(
 
     Raises:
         DataError: As for `read_series`; and for multi-frame files.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> path = get_testdata_file("dicomdirtests/98892001/CT5N/2062")
+        >>> slice_order(Path(path).parent)[0]
+        ['3353', '3023', '2693', '2392', '2062']
     """
     slices, affine = _stack(choose_series(folder, series), Path(folder))
     if slices[0].frame is not None:
@@ -263,7 +276,9 @@ def _step_mm(slices: list[Slice], along: np.ndarray, folder: Path) -> float:
     closest = int(steps.argmin())
     if steps[closest] < SAME_PLACE_MM:
         raise DataError(
-            folder, f"{_pair(slices, closest)} lie at the same place", "keep one slice for each position"
+            folder,
+            f"{_pair(slices, closest)} lie at the same place, expected one slice for each",
+            "keep one of them",
         )
     step = float(np.median(steps))
     mean = float(along[-1] - along[0]) / len(steps)

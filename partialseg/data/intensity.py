@@ -110,7 +110,7 @@ def intensity_problem(measured: Intensity) -> tuple[str, str] | None:
     low, high = measured.lowest, measured.highest
     found = f"{low:.5g} to {high:.5g}, expected HU (air -1000, fat -100, liver about 60)"
     if low == high:
-        return f"every voxel is {low:.5g}: there is no picture in it", "download or convert it again"
+        return f"every voxel is {low:.5g}, expected a picture in HU", "download or convert it again"
     if high - low < MIN_RANGE:
         return f"holds values {found}: it was rescaled", f"{_AGAIN}, without rescaling intensities"
     if low >= 0 and high <= 255:

@@ -245,7 +245,7 @@ def _nrrd_header(fields: _Fields) -> _Header:
     named = fields.get("data file", fields.get("datafile"))
     if named is not None:
         raise fields.problem(
-            f"takes its voxels from {named}, which may lie outside of its folder; expected them in this file",
+            f"takes its voxels from {named}, which may lie outside of its folder, expected them in this file",
             "move them into it",
         )
     dtype = np.dtype(fields.one_of("type", _NRRD_DTYPES))

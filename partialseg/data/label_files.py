@@ -158,7 +158,7 @@ def _check_same_grid(path: Path, mask: Volume, first: Path, labels: Volume) -> N
     if shapes[0] != shapes[1]:
         raise DataError(
             path,
-            f"has {shapes[0]} voxels (x, y, z), {first.name} has {shapes[1]}",
+            f"has {shapes[0]} voxels (x, y, z), expected {shapes[1]} as {first.name} has",
             "give all masks of a case on one grid",
         )
     corners = np.array([*itertools.product(*((0, size - 1) for size in mask.array.shape[::-1]))])
@@ -185,14 +185,14 @@ def _read_slices(folder: Path, image: Path, series: str | None) -> Volume:
     if not image.is_dir():
         raise DataError(
             folder,
-            f"holds PNG files, and {image.name} is no folder; expected one PNG for each DICOM slice",
+            f"holds PNG files, and {image.name} is no folder, expected one PNG for each DICOM slice",
             "give the image as a DICOM series, or the label map as one file",
         )
     names, affine, (columns, rows, depth) = slice_order(image, series)
     if len(files) != depth:
         raise DataError(
             folder,
-            f"holds {len(files)} PNG files, {image} has {depth} slices; expected one for each slice",
+            f"holds {len(files)} PNG files, {image} has {depth} slices, expected one for each slice",
             "add what is missing, or take away what belongs to no slice",
         )
     png_of = dict(zip(sorted(names, key=_natural_name), files, strict=True))

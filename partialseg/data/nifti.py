@@ -180,7 +180,7 @@ def _pass_extensions(stream: BinaryIO, start: int, offset: int, header: nib.Nift
     if len(between) < offset - start:
         raise DataError(
             path,
-            f"is cut short ({start + len(between)} bytes), its voxels begin at byte {offset}; expected a whole "
+            f"is cut short ({start + len(between)} bytes), its voxels begin at byte {offset}, expected a whole "
             "NIfTI file",
             "download it again",
         )
@@ -206,7 +206,7 @@ def _geometry(
     if not (int(header["sform_code"]) or int(header["qform_code"])):
         raise DataError(
             path,
-            "has neither sform nor qform, so left and right are not known",
+            "has neither sform nor qform, expected one of them: left and right are not known",
             "convert it again with its orientation",
         )
     notes = []

@@ -274,7 +274,9 @@ def check_affine(affine: np.ndarray, path: Path) -> None:
         DataError: If it holds NaN or infinite numbers, a voxel size of 0, or axes off the right angle.
     """
     if not np.isfinite(affine).all():
-        raise DataError(path, "its affine holds NaN or infinite numbers", "convert the file again")
+        raise DataError(
+            path, "its affine holds NaN or infinite numbers, expected finite ones", "convert the file again"
+        )
     sizes = nib.affines.voxel_sizes(affine)
     if (sizes < 1e-6).any():
         shown = " x ".join(f"{size:g}" for size in sizes)

@@ -149,7 +149,7 @@ def _truncated(folder):
     [
         (
             _other_shape,
-            "has 6 x 5 x 3 voxels .x, y, z., liver.nii.gz has 6 x 5 x 4; give all masks .* on one grid",
+            "has 6 x 5 x 3 voxels .x, y, z., expected 6 x 5 x 4 as liver.nii.gz has; give all masks .* on one grid",
         ),
         (
             _moved,
@@ -271,7 +271,7 @@ def _bomb(path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.unlink(), "holds 11 PNG files, .* has 12 slices; expected one for each slice"),
+        (lambda path: path.unlink(), "holds 11 PNG files, .* has 12 slices, expected one for each slice"),
         (
             lambda path: path.write_bytes(b"<html>404</html>" * 9),
             "is not PNG, expected the PNG file of a slice",
@@ -300,5 +300,5 @@ def test_a_folder_of_something_else_is_one_line(slices):
         DataError, match="is a folder without PNG files, expected a file with the label map, or"
     ):
         read_case_label(card, case(folder, "DICOM_anon", "DICOM_anon"))
-    with pytest.raises(DataError, match=r"holds PNG files, and ct.nii.gz is no folder; expected one PNG for"):
+    with pytest.raises(DataError, match=r"holds PNG files, and ct.nii.gz is no folder, expected one PNG for"):
         read_case_label(card, case(folder, "Ground", "ct.nii.gz"))
