@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -188,7 +189,7 @@ def _place_problems(raw_case: RawCase, image: Volume, label: Volume) -> list[Dat
         difference = "their axes point in different directions"
     else:
         origins = [_millimetres(volume.affine[:3, 3]) for volume in (label, image)]
-        difference = f"origins {origins[0]} and {origins[1]} mm (x, y, z)"
+        difference = f"origins {origins[0]} and {origins[1]} mm (x, y, z){_flip_in_words(label, image)}"
     return [
         DataError(
             raw_case.label,
@@ -196,6 +197,16 @@ def _place_problems(raw_case: RawCase, image: Volume, label: Volume) -> list[Dat
             "correct the affine of the one that is wrong, or list the case under `exclude:` with a reason",
         )
     ]
+
+
+def _flip_in_words(label: Volume, image: Volume) -> str:
+    """Whether one of two files seems to be flipped: their own axes run in different directions."""
+    if label.source.header is None or image.source.header is None:  # no axes of the file's own
+        return ""
+    axes = ["".join(nib.aff2axcodes(volume.source.affine)) for volume in (label, image)]
+    if axes[0] == axes[1]:
+        return ""
+    return f", and the axes of the files are {axes[0]} and {axes[1]}: one affine may be flipped"
 
 
 def _value_problems(card: Card, raw_case: RawCase, label: Volume) -> list[DataError]:

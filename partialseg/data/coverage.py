@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -150,11 +151,12 @@ def _inspect(tasks: Sequence[InspectTask], jobs: int | None) -> dict[tuple[str, 
     memory = None
     if tasks and jobs != 1:
         jobs, memory = jobs_in_memory(jobs, max(memory_needed(task) for task in tasks))
-    outcomes = run_tasks(inspect_case, tasks, lambda task: str(task.raw.image), jobs, memory)
-    for task, outcome in track(outcomes, "check", total=len(tasks)):
-        if isinstance(outcome, DataError):
-            outcome = InspectedCase(task.raw.dataset, task.raw.name, problems=(outcome,))
-        cases[outcome.dataset, outcome.name] = outcome
+    running = run_tasks(inspect_case, tasks, lambda task: str(task.raw.image), jobs, memory)
+    with contextlib.closing(running) as outcomes:
+        for task, outcome in track(outcomes, "check", total=len(tasks)):
+            if isinstance(outcome, DataError):
+                outcome = InspectedCase(task.raw.dataset, task.raw.name, problems=(outcome,))
+            cases[outcome.dataset, outcome.name] = outcome
     return dict(sorted(cases.items()))
 
 

@@ -78,6 +78,12 @@ def test_another_affine_names_the_difference(card, write_case, affine, words):
     assert "msd_liver, liver_7" in str(error.value)
 
 
+def test_a_flipped_affine_is_named(card, write_case):
+    flipped = AFFINE @ np.diag([-1, 1, 1, 1])
+    (problem,) = examine(card, write_case(label_affine=flipped)).problems
+    assert "the axes of the files are RAS and LAS: one affine may be flipped" in problem.problem
+
+
 def test_another_shape_names_both(card, write_case):
     with pytest.raises(DataError, match=r"shape \(6, 5, 3\) \(x, y, z\), its image \(6, 5, 4\)"):
         read_case(card, write_case(label=np.ones((6, 5, 3), np.uint8)))
