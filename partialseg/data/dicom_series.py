@@ -231,6 +231,12 @@ def list_series(folder: str | Path) -> list[Series]:
 
     Raises:
         DataError: If there is none, or a DICOM file cannot be read.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> path = get_testdata_file("dicomdirtests/98892001/CT5N/2062")
+        >>> [str(series) for series in list_series(Path(path).parent)]
+        ['5 "SmartScore - Gated 0.5 sec" (5 slices of 16 x 16)']
     """
     folder = Path(folder)
     slices, passed_over = _read_headers(_slice_folder(folder), "CT")
@@ -263,6 +269,12 @@ def choose_series(folder: str | Path, series: str | None = None) -> Series:
 
     Raises:
         DataError: If there are several and none is chosen, or the choice fits none or several.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> path = get_testdata_file("dicomdirtests/98892001/CT5N/2062")
+        >>> choose_series(Path(path).parent, "*gated*").number
+        '5'
     """
     found = list_series(folder)
     chosen = [one for one in found if series is None or _is_meant(one, series)]
@@ -386,7 +398,7 @@ def _no_slice(dataset: pydicom.Dataset, modality: str | None) -> str:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         return "in colour"
     if modality is not None and "LOCALIZER" in _texts(dataset.get("ImageType")):
-        return "a scout"
+        return "of a scout"
     return ""
 
 
