@@ -356,7 +356,7 @@ def _disagreement(manifest: _Manifest) -> str | None:
             return f"{where}: shape {case.shape} has too many voxels"
         ends = [0]
         for value, start, stop in case.foreground:
-            if not 0 <= value < len(manifest.datasets[case.dataset].table) or not ends[-1] == start <= stop:
+            if not 0 <= value < len(manifest.datasets[case.dataset].table) or not ends[-1] == start < stop:
                 return f"{where}: foreground {value, start, stop} is no value of its table, or no next part"
             ends.append(stop)
         if extra := set(case.annotated or ()) - set(manifest.datasets[case.dataset].annotated):

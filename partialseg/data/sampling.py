@@ -162,10 +162,20 @@ def centred_draw(
         patch_size: `(depth, height, width)` in voxels.
         random: Where the choice comes from.
         value: The label value to centre on; None chooses evenly among those of the case.
+
+    Raises:
+        DataError: If `foreground.npy` is missing, or is not what the manifest says.
     """
     parts = [part for part in case.foreground if value in (None, part[0])]
     value, first, stop = parts[random.integers(len(parts))]
-    voxel = np.unravel_index(int(prepared.foreground(case)[random.integers(first, stop)]), case.shape)
+    index = int(prepared.foreground(case)[random.integers(first, stop)])
+    if not 0 <= index < math.prod(case.shape):
+        raise DataError(
+            prepared.folder / case.dataset / case.name / "foreground.npy",
+            f"lists voxel {index}, expected 0 to {math.prod(case.shape) - 1}",
+            "prepare the case again",
+        )
+    voxel = np.unravel_index(index, case.shape)
     start = (
         patch_start(int(centre) - patch // 2, size, patch)
         for centre, size, patch in zip(voxel, case.shape, patch_size, strict=True)

@@ -166,6 +166,14 @@ def test_changed_shape_names_the_file(prepared):
         fixed_patches(prepared, "full", "train", 2, (3, 3, 3))
 
 
+@pytest.mark.parametrize("voxel", [-1, 9 * 10 * 11])
+def test_foreground_outside_the_volume_names_the_file(prepared, voxel):
+    indices = np.load(prepared.folder / "full" / "a" / "foreground.npy")
+    np.save(prepared.folder / "full" / "a" / "foreground.npy", np.full_like(indices, voxel))
+    with pytest.raises(DataError, match=rf"full/a/foreground\.npy: lists voxel {voxel}, expected 0 to 989"):
+        fixed_patches(prepared, "full", "train", 2, (3, 3, 3))
+
+
 def test_fixed_patches_are_centred_on_foreground_and_stay_the_same(prepared):
     image, sets = fixed_patches(prepared, "livers", "train", 4, (3, 5, 5), seed=2)
     assert image.shape == (4, 3, 5, 5, 1)

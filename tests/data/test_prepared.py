@@ -129,6 +129,7 @@ CASE, TABLE = ("cases", 1), ("datasets", "part", "table")
         ((*CASE, "affine"), [[float("nan"), 0, 0, 0]] * 4, r"cases\.1\.affine\.0\.0: .*finite"),
         ((*CASE, "foreground"), [[1, 0]], r"cases\.1\.foreground\.0\.2"),
         ((*CASE, "foreground"), [[1, 3, 2]], r"cases\.1 .*foreground"),
+        ((*CASE, "foreground"), [[1, 0, 0]], r"cases\.1 .*foreground"),
         ((*CASE, "foreground"), [[9, 0, 2]], r"cases\.1 .*foreground"),
         ((*CASE, "voxels"), [], r"cases\.1 .*voxels has 0 entries, expected 1"),
         ((*CASE, "annotated"), ["heart"], r"cases\.1 .*annotated has heart"),
