@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: Where Linux shows control groups: what the processes in one may take of cores and memory.
 _CGROUP = Path("/sys/fs/cgroup")
+#: Where it says in which control groups this process is.
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
@@ -67,9 +69,8 @@ def _free_memory_of_machine() -> int:
 
 def _cgroup_folders(controller: str) -> list[Path]:
     """The folders of this process's control group and of those around it, version 2 or 1."""
-    own = Path("/proc/self/cgroup")
     folders = []
-    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else []:
+    for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines() if _OWN_CGROUPS.exists() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -22,6 +22,22 @@ def crash_on_three(number):
     return number
 
 
+def crash_badly(number):
+    """As a fault in a library written in C."""
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number
+
+
+def take_bytes(number):
+    return len(bytearray(number))
+
+
+def wait_long(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(120)
+
+
 def divide_by_it(number):
     return 1 / number
 
@@ -37,8 +53,9 @@ def test_data_error_is_a_result_and_the_rest_go_on(jobs):
     assert results == {1: 1, 2: 4, 4: 16}
 
 
-def test_task_that_kills_its_worker_is_named_and_the_rest_go_on():
-    results = dict(run_tasks(crash_on_three, [1, 2, 3, 4, 5], where=lambda n: f"case_{n}", jobs=2))
+@pytest.mark.parametrize("crash", [crash_on_three, crash_badly])
+def test_task_that_kills_its_worker_is_named_and_the_rest_go_on(crash):
+    results = dict(run_tasks(crash, [1, 2, 3, 4, 5], where=lambda n: f"case_{n}", jobs=2))
     error = results.pop(3)
     assert isinstance(error, DataError)
     assert str(error).startswith("case_3: its worker process was killed")
@@ -57,6 +74,30 @@ def test_workers_have_one_thread_each_and_the_parent_keeps_its_own(monkeypatch):
     assert [result for _, result in run_tasks(threads, [1, 2], where=str, jobs=2)] == [("1", "1")] * 2
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_task_that_takes_too_much_memory_is_named_and_the_rest_go_on():
+    results = dict(
+        run_tasks(take_bytes, [1000, 2 * 10**9, 2000], where=lambda n: f"case_{n}", jobs=1, memory=10**9)
+    )
+    problem = results.pop(2 * 10**9)
+    assert isinstance(problem, DataError)
+    assert str(problem).startswith(
+        "case_2000000000: needs more memory than the 1 GB that a worker may take; allow"
+    )
+    assert results == {1000: 1000, 2000: 2000}
+
+
+def test_workers_end_at_once_when_nobody_wants_the_results(tmp_path):
+    outcomes = run_tasks(take_or_wait, [1, tmp_path], where=str, jobs=2)
+    assert next(outcomes) == (1, 1)
+    wait_for(lambda: list(tmp_path.iterdir()))
+    outcomes.close()
+    assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
+
+
+def take_or_wait(task):
+    return take_bytes(task) if isinstance(task, int) else wait_long(task)
 
 
 def test_no_workers_are_refused():

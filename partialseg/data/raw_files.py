@@ -23,8 +23,8 @@ from partialseg.data.voxel_files import MAX_VOXELS
 
 _CHUNK_BYTES = 1 << 20
 #: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm.
-_SIZES = re.compile(rb"^(?:sizes|DimSize)\s*[:=]\s*([\d ]+)", re.MULTILINE)
-_SPACINGS = re.compile(rb"^(?:spacings|ElementSpacing)\s*[:=]\s*([-+.\deE ]+)", re.MULTILINE)
+_SIZES = re.compile(rb"^(?:sizes|DimSize)\s*[:=]\s*(\d[\d ]*)", re.MULTILINE)
+_SPACINGS = re.compile(rb"^(?:spacings|ElementSpacing)\s*[:=]\s*(\d[-+.\deE ]*)", re.MULTILINE)
 _DIRECTIONS = re.compile(rb"^space directions\s*:\s*((?:\([-+.\deE, ]+\)\s*){3})", re.MULTILINE)
 #: Links are followed, and may lead back to where they are.
 _DEPTHS = ("*", "*/*", "*/*/*", "*/*/*/*")
@@ -134,18 +134,16 @@ def _extent_of_text_header(path: Path) -> tuple[int, float]:
 def _files(path: Path) -> list[tuple[str, Path]]:
     """The file, with the data file that a MetaImage header names; or the visible files below a folder; with names."""
     if path.is_dir():
-        found = [
-            Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names
-        ]
-        return sorted((file.relative_to(path).as_posix(), file) for file in found if file.is_file())
+        below = [file for pattern in _DEPTHS for file in path.glob(pattern) if file.is_file()]
+        names = [(file.relative_to(path).as_posix(), file) for file in below]
+        return sorted((name, file) for name, file in names if not re.search(r"(^|/)\.", name))
     files = [path] if path.is_file() else []
     if files and path.suffix == ".mhd":
         with path.open("rb") as file:
             named = _DATA_FILE.search(file.read(1 << 16))
         name = os.fsdecode(named[1]) if named else ""
-        stays = (
-            not Path(name).is_absolute() and ".." not in Path(name).parts
-        )  # what leaves the folder is not read
+        # What leaves the folder is not read.
+        stays = not Path(name).is_absolute() and ".." not in Path(name).parts
         beside = path.parent / name if name and stays else path
         files += [beside] if beside != path and beside.is_file() else []
     return [("" if file == path else file.name, file) for file in files]

@@ -194,44 +194,45 @@ def test_killed_before_any_file_operation_and_run_again_the_output_is_the_same(t
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_output_is_that_of_a_run_that_was_not(tmp_path):
-    folder = make(tmp_path, 8, (96, 96, 48))
-    subprocess.run(command(folder, tmp_path / "whole"), check=True, capture_output=True)
-    expected = tree(tmp_path / "whole")
-    shutil.rmtree(tmp_path / "whole")
+    cases, kills = 30, 10
+    folder, out = make(tmp_path, cases, (64, 64, 48)), tmp_path / "out"
+    subprocess.run(command(folder, out), check=True, capture_output=True)
+    expected = tree(out)
+    shutil.rmtree(out)
     rng = random.Random(0)
-    out, kills, midway = tmp_path / "whole", 0, 0
-    while kills < 12:
+    done = []
+    for number in range(kills):
         before = finished(out)
         process = subprocess.Popen(
             command(folder, out), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        wait_for(lambda: (out / ".lock").exists() or process.poll() is not None)  # noqa: B023
-        time.sleep(rng.uniform(0, 2.5))
+        wanted = len(before) + rng.randrange(3)
+        wait_for(lambda: len(finished(out)) >= wanted and (out / ".lock").exists())  # noqa: B023
+        time.sleep(rng.uniform(0, 0.05))
         victims = children(process.pid)
-        target = ("parent", "worker", "group")[kills % 3]
-        kills += process.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            if target == "worker" and victims:
-                os.kill(rng.choice(victims), signal.SIGKILL)
-                process.communicate(timeout=60)
-            elif target == "group":
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
+        if number % 3 == 0:
+            os.killpg(process.pid, signal.SIGKILL)
+        elif number % 3 == 1 or not victims:
+            process.kill()
+        else:  # a worker first: the parent is then starting others
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            time.sleep(rng.uniform(0, 0.5))
+            victims += children(process.pid)
+            process.kill()
         process.communicate(timeout=60)
         wait_for(lambda: not any(map(alive, victims)))  # noqa: B023
         after = finished(out)
         assert before.items() <= after.items(), "a finished case was written again, or is gone"
         for case in after:
             assert {path.name for path in (out / "small" / case).iterdir()} == FILES
-        midway += 0 < len(after) < 8
-        if len(after) == 8:
-            subprocess.run(command(folder, out), check=True, capture_output=True)
-            assert tree(out) == expected
-            shutil.rmtree(out)
+        done.append(len(after))
+    last = finished(out)
     subprocess.run(command(folder, out), check=True, capture_output=True)
+    assert last.items() <= finished(out).items()
     assert tree(out) == expected
-    assert midway >= 2
+    assert len({number for number in done if 0 < number < cases}) >= 3, (
+        f"killed too early or too late: {done}"
+    )
 
 
 @pytest.mark.slow
