@@ -1,10 +1,13 @@
 """Card sets: what is accepted, what an error names, and cards and sets on one command line."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from partialseg.data.card_sets import expand, organ_notes, read_card_set, shipped_card_sets
 from partialseg.data.cards import read_card, shipped_cards
 from partialseg.data.classes import PAPER_ORGANS
+from partialseg.data.prepare import prepare
 from partialseg.errors import DataError
 
 SET = """# A set.
@@ -160,3 +163,22 @@ def test_background_of_a_card_that_may_be_a_class_is_noted():
     assert (
         "4, 5, 7, 8, 9, 10, 12, 13 would be none of the classes, but btcv does not annotate stomach" in note
     )
+
+
+def test_a_class_list_of_64_organs_is_prepared_and_one_of_65_refused(tmp_path):
+    organs = [f"organ_{i}" for i in range(1, 66)]
+    labels = "\n".join(f"  {value}: {organ}" for value, organ in enumerate(organs, start=1))
+    card = f"---\nname: many\nfiles: {{image: 'img*.nii', label: 'seg*.nii'}}\nlabels:\n{labels}\n"
+    (tmp_path / "many.md").write_text(f"{card}annotated: [{', '.join(organs)}]\n---\n")
+    values = np.uint8(np.arange(512) % 66).reshape(8, 8, 8)
+    nib.save(nib.Nifti1Image(values, 3 * np.eye(4)), tmp_path / "seg1.nii")
+    nib.save(nib.Nifti1Image(np.int16(values) - 100, 3 * np.eye(4)), tmp_path / "img1.nii")
+    cards, _ = expand([str(tmp_path / "many.md")])
+    with pytest.raises(DataError, match="class list: has 65 organs, expected 64 at most"):
+        prepare(cards, tmp_path, tmp_path / "refused", (3.0, 3.0, 3.0), jobs=1)
+    assert not (tmp_path / "refused" / "manifest.json").exists()
+    result = prepare(cards, tmp_path, tmp_path / "prepared", (3.0, 3.0, 3.0), organs[:64], jobs=1)
+    assert result.problems == []
+    (case,) = result.prepared.cases
+    assert len(result.prepared.classes) == 65
+    assert result.prepared.table(case).shape[1] == 65
