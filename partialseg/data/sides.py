@@ -124,6 +124,9 @@ def _sides(
             surface = np.nonzero(body & ~ndimage.binary_erosion(body))
             distance, _ = cKDTree(_world(surface, affine)).query(points)
             np.minimum.at(row, specks, distance)
+        near = near.round(
+            6
+        )  # the order of the axes in the file must not decide where one is just twice the other
         rest = np.unique(specks)
         side_of[rest] = np.select([NEARER * near[0] <= near[1], NEARER * near[1] <= near[0]], [1, 2], 0)[rest]
     return side_of

@@ -5,6 +5,7 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from partialseg.data.sides import split_left_right
 
@@ -60,6 +61,61 @@ def test_any_axis_order_and_memory_layout_gives_the_same_sides(pair, order, layo
     assert flag == expected[2]
     np.testing.assert_array_equal(left, expected[0].transpose(order))
     np.testing.assert_array_equal(right, expected[1].transpose(order))
+
+
+def _all_orders():
+    """The 48 ways to store a volume: axes in any order, each in either direction."""
+    for order in itertools.permutations(range(3)):
+        for steps in itertools.product((1, -1), repeat=3):
+            yield np.column_stack([order, steps]).astype(float)
+
+
+def _blobs(seed):
+    """Two lumps side by side, which may touch, and a few specks; with an affine that is turned a little."""
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(40, 22, 26)), 2) > 0.05
+    x, y, z = np.indices(mask.shape)
+    mask &= ((np.abs(x - rng.uniform(9, 13)) < 8) | (np.abs(x - rng.uniform(26, 30)) < 8)) & (y > 2) & (z > 2)
+    angle = rng.uniform(-0.3, 0.3)
+    affine = np.diag([0.8, 1.1, 2.5, 1])
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] @ affine[:2, :2]
+    affine[:3, 3] = rng.uniform(-200, 200, 3)
+    return mask, affine
+
+
+def _pieces(seed):
+    """Two boxes far apart, a third piece and specks at random."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((40, 22, 26), dtype=bool)
+    mask[3:13, 5:16, 4:20] = mask[27:36, 4:15, 6:22] = True
+    mask[tuple(rng.integers(0, 22, (3, 12)))] = True
+    mask[3:13, 9:11] &= rng.random() < 0.5
+    return mask, _blobs(seed)[1]
+
+
+@pytest.mark.parametrize("make", [_blobs, _pieces])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_48_orders_of_storage_give_the_same_place_in_the_world(make, seed):
+    mask, affine = make(seed)
+    left, right, flag = split_left_right(mask, affine)
+    assert flag == "split" or make is _blobs
+    for orientation in _all_orders():
+        stored = nib.orientations.apply_orientation(mask, orientation)
+        stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, mask.shape)
+        stored_left, stored_right, stored_flag = split_left_right(stored, stored_affine)
+        assert stored_flag == flag
+        for expected, side in ((left, stored_left), (right, stored_right)):
+            np.testing.assert_array_equal(side, nib.orientations.apply_orientation(expected, orientation))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mirrored_patient_has_the_sides_swapped(seed):
+    mask, affine = _pieces(seed)
+    left, right, flag = split_left_right(mask, affine)
+    other_right, other_left, other_flag = split_left_right(mask, np.diag([-1, 1, 1, 1]) @ affine)
+    assert (flag, other_flag) == ("split", "split")
+    np.testing.assert_array_equal(left, other_left)
+    np.testing.assert_array_equal(right, other_right)
 
 
 def test_values_other_than_0_count_as_the_organ(pair):
