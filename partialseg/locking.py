@@ -17,7 +17,9 @@ LOCK_NAME = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder (made if need be) while the block runs, so that no other run writes into it.
+    """Hold a folder while the block runs, so that no other run writes into it.
+
+    A folder that is not there is made, and removed again where nothing was written.
 
     The kernel gives the lock back when the process ends, also when it is killed; the file that a killed process
     leaves behind holds nobody up.
@@ -34,6 +36,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         partialseg.errors.DataError: ... is in use by process ... on ...; wait until it has ended, or ...
     """
     path = Path(folder) / LOCK_NAME
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(path)
     try:
@@ -43,6 +46,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is still held, so that it is our own
         os.close(descriptor)
+        if is_new:
+            with contextlib.suppress(OSError):  # something was written
+                path.parent.rmdir()
 
 
 def _lock(path: Path) -> int:

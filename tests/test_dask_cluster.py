@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from partialseg import dask_cluster
+from partialseg.data.cards import read_card
+from partialseg.data.prepare import prepare
 from partialseg.errors import DataError
 from partialseg.parallel import run_tasks
 
@@ -180,3 +183,43 @@ def slow_second(path):
     if path.name == "second":
         time.sleep(120)
     return "done"
+
+
+def test_prepare_on_a_cluster_writes_what_one_machine_writes(cluster, tiny_raw, tmp_path):
+    cards, settings = [read_card("msd_spleen"), read_card("kits19")], {"spacing_mm": (6.0, 6.0, 6.0)}
+    there = prepare(cards, tiny_raw, tmp_path / "there", dask=cluster, **settings)
+    here = prepare(cards, tiny_raw, tmp_path / "here", jobs=1, **settings)
+    assert there.problems == []
+    assert there.done == here.done > 1
+    contents = [
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (tmp_path / "there", tmp_path / "here")
+    ]
+    assert contents[0] == contents[1]
+    assert prepare(cards, tiny_raw, tmp_path / "there", dask=cluster, **settings).done == 0
+
+
+def test_damaged_case_is_named_and_the_rest_are_prepared(cluster, tiny_raw, tmp_path):
+    shutil.copytree(tiny_raw, tmp_path / "raw")
+    damaged = next((tmp_path / "raw").rglob("imagesTr/spleen_*.nii.gz"))
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    result = prepare([read_card("msd_spleen")], tmp_path / "raw", tmp_path / "out", (6.0,) * 3, dask=cluster)
+    assert [problem.path for problem in result.problems] == [str(damaged)]
+    assert result.done >= 1
+
+
+def test_command_says_on_one_line_that_no_cluster_answers(tiny_raw, tmp_path):
+    arguments = ["--raw", tiny_raw, "--out", tmp_path / "out", "--dask", tmp_path / "no.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "partialseg.cli", "prepare", "msd_spleen", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "no.json" in line] == [
+        f"{tmp_path}/no.json: there is no such scheduler file; give the scheduler's address (tcp://host:8786), or the "
+        "file of `dask scheduler --scheduler-file`"
+    ]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
