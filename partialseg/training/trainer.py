@@ -60,6 +60,7 @@ def train(
         start_from = read_run(start_from)
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
+    prepared.check_files(prepared.select(split="train"))
     first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
     if config.losses.preset == "prior_aware":
         config = _with_prior(config, prepared, Path(out))

@@ -1,5 +1,6 @@
 import csv
 import inspect
+import shutil
 import sys
 
 import numpy as np
@@ -224,6 +225,27 @@ def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(DataError, match="another config"):
         train(other, tiny_prepared, run.folder)
+
+
+def test_a_lost_file_is_named_and_leaves_no_folder(config, tiny_prepared, tmp_path):
+    shutil.copytree(tiny_prepared, tmp_path / "prepared")
+    case = read_prepared(tiny_prepared).select(split="train")[-1]
+    (tmp_path / "prepared" / case.dataset / case.name / "image.npy").unlink()
+    with pytest.raises(DataError, match=rf"{case.name}/image\.npy: there is no such file"):
+        train(config, tmp_path / "prepared", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_found_damaged_in_training_is_named_in_one_line(
+    config, tiny_prepared, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_prepared, tmp_path / "prepared")
+    for path in (tmp_path / "prepared").rglob("label.npy"):
+        np.save(path, np.full_like(np.load(path), 200))
+    monkeypatch.setattr(trainer, "_monitor_patches", lambda *_: {})  # they are read before
+    with pytest.raises(DataError, match=r"label\.npy: holds value 200, but the dataset's table has") as error:
+        train(config, tmp_path / "prepared", tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 def test_starting_from_a_run_takes_its_weights(run, config, tiny_prepared, tmp_path):
