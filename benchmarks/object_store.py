@@ -2,7 +2,7 @@
 
     python benchmarks/object_store.py [--batches 12] [--latency 0 20]
 
-About 3 minutes on 2 cores. Two servers on loopback, each in a process of its own: moto's, which speaks the whole
+About 2 minutes on 2 cores. Two servers on loopback, each in a process of its own: moto's, which speaks the whole
 protocol and takes some milliseconds of its own for each request, and one that only gives byte ranges of files
 (aiohttp), in front of which each answer waits for so many milliseconds. Bytes and requests are counted there.
 """
