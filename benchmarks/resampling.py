@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import statistics
@@ -48,12 +49,12 @@ SCAN_SPACINGS_MM = ((5.0, 0.8, 0.8), (2.5, 0.7, 0.7))
 FIELD_MM = (90.0, 84.0, 84.0)
 IMAGE_SPACINGS_MM = ((5.0, 0.8, 0.8), (2.5, 0.7, 0.7), (1.0, 0.7, 0.7), (1.5, 0.75, 0.75))
 LABEL_GRIDS = {
-    "5 x 0.8": ((5.0, 0.8, 0.8), NEW_SPACING_MM),
-    "2.5 x 0.7": ((2.5, 0.7, 0.7), NEW_SPACING_MM),
-    "1 x 0.7": ((1.0, 0.7, 0.7), NEW_SPACING_MM),
-    "halved": ((1.5, 0.75, 0.75), NEW_SPACING_MM),
-    "x halved": ((3.0, 1.5, 0.75), NEW_SPACING_MM),
-    "doubled": (NEW_SPACING_MM, (1.5, 0.75, 0.75)),
+    "5 x 0.8 x 0.8 mm to 3 x 1.5 x 1.5 mm": ((5.0, 0.8, 0.8), NEW_SPACING_MM),
+    "2.5 x 0.7 x 0.7 mm to 3 x 1.5 x 1.5 mm": ((2.5, 0.7, 0.7), NEW_SPACING_MM),
+    "1 x 0.7 x 0.7 mm to 3 x 1.5 x 1.5 mm": ((1.0, 0.7, 0.7), NEW_SPACING_MM),
+    "1.5 x 0.75 x 0.75 mm to 3 x 1.5 x 1.5 mm": ((1.5, 0.75, 0.75), NEW_SPACING_MM),
+    "3 x 1.5 x 0.75 mm to 3 x 1.5 x 1.5 mm": ((3.0, 1.5, 0.75), NEW_SPACING_MM),
+    "3 x 1.5 x 1.5 mm to 1.5 x 0.75 x 0.75 mm": (NEW_SPACING_MM, (1.5, 0.75, 0.75)),
 }
 NAMES = {
     "image-partialseg": "image, partialseg",
@@ -130,7 +131,8 @@ def new_shape_of(shape: Sequence[int], spacing_mm: Sequence[float], new: Sequenc
 
 def heading(script: str, arguments: argparse.Namespace) -> str:
     """Command, machine, date and load, as they are before anything is started."""
-    words = ["PYTHON" if "/" in word else word for word in sys.argv[1:]]
+    names = {"--peers-python": "PYTHON", "--data": "FOLDER"}
+    words = [names.get(before, word) for before, word in itertools.pairwise(sys.argv)]
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
@@ -446,7 +448,7 @@ def print_label_tables(
             better = "**" if dice[0] >= dice[1] - 5e-4 and off[0] <= off[1] + 5e-4 else ""
             figures = [*(f"{d:.3f}" for d in dice), *(f"{100 * part:.1f}%" for part in (*off, *lost))]
             rows.append([f"{better}{kind}{better}", *figures])
-        print(f"\n### {grid} mm\n\n{table(header, rows)}", flush=True)
+        print(f"\n### {grid}\n\n{table(header, rows)}", flush=True)
 
 
 def label_figures(label: np.ndarray, shares: list[np.ndarray]) -> tuple[float, float, float]:

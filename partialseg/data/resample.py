@@ -87,9 +87,10 @@ def resample_image(
     over its extent of the histospline, the smooth curve whose mean over each old voxel is that voxel's value
     (Boneva, Kendall and Stefanov 1971): the cubic spline through the running sums, differenced, as in the
     finite-difference form of least-squares reduction (Muñoz, Blu and Unser 2001). A scan with the larger
-    voxels would have measured such means. It keeps the sum of the values, turns smoothly into no change
-    at all as the sizes become equal, and is closest to the true means among the ways that
-    benchmarks/results/resampling.md compares, the plain spline the farthest from them.
+    voxels would have measured such means. It keeps the sum of the values, and turns smoothly into no change at
+    all as the sizes become equal. In benchmarks/results/resampling.md it is the closest of five ways to the
+    true means of a scan without noise. With 20 HU of noise the mean of the cubic spline itself comes up to 10%
+    closer, since it blurs more, and the spline without means is off by up to 2.7 times as much.
 
     Args:
         array: `(depth, height, width)`, HU.
