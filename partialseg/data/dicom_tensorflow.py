@@ -1,9 +1,9 @@
 """Pixels of uncompressed DICOM slices, decoded by tensorflow-io inside `tf.data`.
 
-For slices that lie where `tf.io.gfile` reads and pydicom does not (an object store), and for input pipelines
-that must be all graph. It is not the fast way: on local files pydicom, which `partialseg.data.dicom` uses, takes
-an eighth of the processor time, and no seconds and no half gigabyte to import TensorFlow in each worker
-process (benchmarks/results/dicom.md).
+For input pipelines that must be all graph: no Python runs per slice, so none waits for the interpreter's lock, and
+the dataset can be sent to a tf.data service. It is not the fast way: pydicom, which `partialseg.data.dicom` uses,
+takes a twelfth of the processor time, and no 10 s and 600 MB to import TensorFlow in each worker process
+(benchmarks/results/dicom.md). Nothing else in the package uses it. The headers are read by pydicom before.
 
 tensorflow-io 0.37 has two operations. `decode_dicom_image` gives neither HU nor stored values but something in
 between, whose gain depends on the file, and refuses signed pixels as such; it is not used. `decode_dicom_data`

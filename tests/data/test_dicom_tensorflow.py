@@ -1,6 +1,7 @@
 """tensorflow-io's pixels are pydicom's pixels, where they are said to be."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +28,25 @@ def ct_files():
 
 
 def test_every_ct_of_pydicom_is_exact_or_refused(tmp_path):
-    exact, refused = [], []
-    for path, dataset in ct_files():
-        folder = tmp_path / f"{len(exact) + len(refused)}"
+    exact, refused = defaultdict(list), []
+    for index, (path, dataset) in enumerate(ct_files()):
+        folder = tmp_path / str(index)
         folder.mkdir()
         (folder / "a").symlink_to(path)
-        slices = all_slices(folder).slices
+        (one,) = all_slices(folder).slices
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             with pytest.raises(DataError, match=r"is compressed \(JPEG 2000"):
-                decode_slices(slices)
+                decode_slices([one])
             refused.append(path.name)
-            continue
-        (found,) = decode_slices(slices).as_numpy_iterator()
-        np.testing.assert_array_equal(found, apply_modality_lut(dataset.pixel_array, dataset))
-        assert found.dtype == np.float32
-        exact.append(path.name)
+        else:
+            exact[one.size].append((one, dataset))
     assert refused == ["693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"]
-    assert len(exact) == 12
+    assert {size: len(files) for size, files in exact.items()} == {(16, 16): 11, (128, 128): 1}
+    for files in exact.values():
+        found = decode_slices([one for one, _ in files]).as_numpy_iterator()
+        for image, (_, dataset) in zip(found, files, strict=True):
+            assert image.dtype == np.float32
+            np.testing.assert_array_equal(image, apply_modality_lut(dataset.pixel_array, dataset))
 
 
 @pytest.fixture
