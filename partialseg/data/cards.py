@@ -365,8 +365,8 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
 
     Looked at are `raw/<folder>` for each of the card's folders, `raw/<name of the card>` and `raw` itself;
     the first in which the image pattern matches counts. Hidden files are not cases. Where the card says
-    `.nii.gz`, `.nii` will do. A case whose image or label map alone is there is listed, so that reading it
-    gives the error.
+    `.nii.gz`, `.nii` will do, and the other way round. A case whose image or label map alone is there is
+    listed, so that reading it gives the error.
 
     Args:
         card: The dataset's card.
@@ -437,8 +437,11 @@ def assign_splits(card: Card, names: Iterable[str]) -> dict[str, Literal["train"
 
 def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
     """What the `*` of the pattern stands for, and the path, for every visible match."""
-    patterns = [pattern.removesuffix(".gz"), pattern] if pattern.endswith(".nii.gz") else [pattern]
-    for each in patterns:  # .nii.gz comes last: where both are there, it counts
+    bare = pattern.removesuffix(".gz")
+    other = f"{bare}.gz" if pattern == bare else bare
+    for each in (
+        [other, pattern] if bare.endswith(".nii") else [pattern]
+    ):  # where both are there, the last counts
         expression = re.compile(re.escape(each).replace(r"\*", "([^/]+)"))
         for path in sorted(root.glob(each)):
             relative = path.relative_to(root).as_posix()
