@@ -39,6 +39,7 @@ class Server:
 
     url: str
     answers: list[tuple[str, str, int]] = field(default_factory=list)
+    busy: int = 0  # so many requests are answered with 503
 
     def refuse_unknown_keys(self, refuse: bool) -> None:
         """Check the access keys from now on (or no longer)."""
@@ -59,11 +60,15 @@ def server():
         def log_request(self, *_):
             pass
 
-    app, answers = DomainDispatcherApplication(create_backend_app), []
+    app, running = DomainDispatcherApplication(create_backend_app), Server("")
 
     def counted(environ, start):
+        if running.busy:
+            running.busy -= 1
+            start("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
         body = list(app(environ, start))
-        answers.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], sum(map(len, body))))
+        running.answers.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], sum(map(len, body))))
         return body
 
     listening = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=Quiet)
@@ -80,7 +85,8 @@ def server():
             patch.delenv(name, raising=False)
         s3fs.S3FileSystem.clear_instance_cache()
         fsspec.filesystem("s3").mkdir("bucket")
-        yield Server(url, answers)
+        running.url = url
+        yield running
     s3fs.S3FileSystem.clear_instance_cache()
     listening.shutdown()
     thread.join()
@@ -164,6 +170,15 @@ def test_only_the_patch_s_own_part_is_read(server, tmp_path):
     assert len(server.answers) == 16  # one for each slice of image and label, not for each row
 
 
+def test_a_store_that_is_busy_for_a_moment_is_asked_again(server, remote, tiny_prepared):
+    prepared, local = read_prepared(remote), read_prepared(tiny_prepared)
+    label = prepared.label(prepared.cases[0])
+    server.busy = 2
+    np.testing.assert_array_equal(label[3:5], local.label(local.cases[0])[3:5])
+    assert server.busy == 0
+
+
+@pytest.mark.slow
 def test_a_forked_process_reads_too(remote):
     code = (
         "import multiprocessing\nfrom partialseg.data.prepared import read_prepared\n"
