@@ -1,11 +1,11 @@
 """Scans of bodies whose true values are known everywhere: the ground on which resampling is judged.
 
-A body is a rule that says which value a point has; a voxel's true value is the mean over its box, sampled at many
-points.
+A body is a rule that says which value a point has; a voxel's true value is the mean over its box.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +14,8 @@ from scipy import ndimage
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 Body = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
-#: Points along each axis of a voxel.
-SAMPLES = 5
+#: Points along each axis of a voxel that a surface cuts.
+SAMPLES = 8
 
 
 def centres(shape: Sequence[int], spacing_mm: Sequence[float]) -> Points:
@@ -24,37 +24,29 @@ def centres(shape: Sequence[int], spacing_mm: Sequence[float]) -> Points:
     return z[:, None, None], y[None, :, None], x[None, None, :]
 
 
-def true_means(body: Body, shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
-    """The mean of a body over each voxel: float32 `(depth, height, width)`."""
-    offsets = (np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5
-    z, y, x = (
-        (axis.ravel()[:, None] + offsets * size).ravel()
-        for axis, size in zip(centres(shape, spacing_mm), spacing_mm, strict=True)
-    )
-    means = np.zeros(tuple(shape), dtype=np.float32)
+def true_means(body: Body, shape: Sequence[int], spacing_mm: Sequence[float], lattice: int = 2) -> np.ndarray:
+    """The mean of a body over each voxel: float32 `(depth, height, width)`.
+
+    Only the voxels that a surface cuts are sampled at many points. They are found by a lattice of so many points
+    along each axis of a voxel, which no part of the body may slip through.
+    """
+    offsets = (np.arange(lattice) + 0.5) / lattice - 0.5
+    axes = [axis.ravel() for axis in centres(shape, spacing_mm)]
+    z, y, x = ((axis[:, None] + offsets * size).ravel() for axis, size in zip(axes, spacing_mm, strict=True))
+    low, high = np.full(tuple(shape), np.inf, np.float32), np.full(tuple(shape), -np.inf, np.float32)
     for number, height in enumerate(z):  # a plane of points at a time bounds the memory
-        plane = body(height, y[:, None], x).reshape(shape[1], SAMPLES, shape[2], SAMPLES)
-        means[number // SAMPLES] += plane.mean(axis=(1, 3), dtype=np.float32) / SAMPLES
-    return means
-
-
-def true_means_of_large(body: Body, shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
-    """`true_means` of a body with no part thinner than a voxel: only voxels that a surface cuts are sampled."""
-    z, y, x = centres(shape, spacing_mm)
-    means = np.empty(tuple(shape), dtype=np.float32)
-    for index, plane in enumerate(z):  # a slice at a time bounds the memory
-        means[index] = body(plane, y[0], x[0])
-    cut = ndimage.maximum_filter(means, 3) != ndimage.minimum_filter(means, 3)
-    offsets = (np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5
-    where = np.nonzero(cut)
-    points = [axis.ravel()[index] for axis, index in zip((z, y, x), where, strict=True)]
-    total = np.zeros(len(where[0]))
-    for dz in offsets * spacing_mm[0]:
-        for dy in offsets * spacing_mm[1]:
-            for dx in offsets * spacing_mm[2]:
-                total += body(points[0] + dz, points[1] + dy, points[2] + dx)
-    means[where] = total / SAMPLES**3
-    return means
+        plane = body(height, y[:, None], x).reshape(shape[1], lattice, shape[2], lattice)
+        index = number // lattice
+        low[index] = np.minimum(low[index], plane.min(axis=(1, 3)))
+        high[index] = np.maximum(high[index], plane.max(axis=(1, 3)))
+    cut = np.nonzero(ndimage.maximum_filter(high, 3) != ndimage.minimum_filter(low, 3))
+    points = [axis[index] for axis, index in zip(axes, cut, strict=True)]
+    steps = [((np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5) * size for size in spacing_mm]
+    total = np.zeros(len(cut[0]))
+    for step in itertools.product(*steps):
+        total += body(*(point + part for point, part in zip(points, step, strict=True)))
+    low[cut] = total / SAMPLES**3
+    return low
 
 
 def ball(radius: float, centre: Sequence[float] = (0, 0, 0)) -> Body:

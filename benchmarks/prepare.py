@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from analytic import ORGANS, Body, abdomen, centres, noise, true_means_of_large
+from analytic import ORGANS, Body, abdomen, centres, noise, true_means
 from resampling import NEW_SPACING_MM, SCAN_SHAPE, SCAN_SPACINGS_MM, Worker, heading, table, take_turns
 
 CONTENDERS = {"case-partialseg": "partialseg", "case-nnunet": "nnU-Net"}
@@ -55,7 +55,7 @@ def write_card(folder: Path) -> None:
 def synthetic_case(folder: Path, spacing_mm: tuple[float, float, float]) -> tuple[Body, Body]:
     """A scan as most are stored: int16, right to left and front to back (LPS)."""
     hu, organs = abdomen()
-    image = true_means_of_large(hu, SCAN_SHAPE, spacing_mm) + noise(SCAN_SHAPE, spacing_mm)
+    image = true_means(hu, SCAN_SHAPE, spacing_mm, lattice=1) + noise(SCAN_SHAPE, spacing_mm)
     label = np.broadcast_to(organs(*centres(SCAN_SHAPE, spacing_mm)), SCAN_SHAPE).astype(np.uint8)
     z, y, x = spacing_mm
     arrays = (np.rint(image).astype(np.int16), label)
@@ -72,7 +72,7 @@ def accuracy(worker: Worker, scan: tuple[Body, Body], spacing_mm: tuple[float, f
     if worker.contender == "case-nnunet":
         image, label = image[:, ::-1, ::-1], label[:, ::-1, ::-1]  # it keeps the axes of the file
         own_mm = tuple(n * s / m for n, s, m in zip(SCAN_SHAPE, spacing_mm, image.shape, strict=True))
-    off = np.abs(image - true_means_of_large(scan[0], image.shape, own_mm))
+    off = np.abs(image - true_means(scan[0], image.shape, own_mm, lattice=1))
     body = np.broadcast_to(scan[1](*centres(image.shape, own_mm)), image.shape)
     dice = [
         2 * np.count_nonzero((label == v) & (body == v)) / (np.count_nonzero(label == v) + (body == v).sum())

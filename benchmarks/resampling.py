@@ -33,7 +33,6 @@ from analytic import (
     painted,
     sheet,
     true_means,
-    true_means_of_large,
     tube,
 )
 from scipy import ndimage
@@ -161,7 +160,7 @@ def time_part(arguments: argparse.Namespace) -> None:
     hu, organs = abdomen()
     for spacing in SCAN_SPACINGS_MM:
         label = np.broadcast_to(organs(*centres(SCAN_SHAPE, spacing)), SCAN_SHAPE).astype(np.uint8)
-        image = true_means_of_large(hu, SCAN_SHAPE, spacing) + noise(SCAN_SHAPE, spacing)
+        image = true_means(hu, SCAN_SHAPE, spacing, lattice=1) + noise(SCAN_SHAPE, spacing)
         new_shape = new_shape_of(SCAN_SHAPE, spacing, NEW_SPACING_MM)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -393,7 +392,7 @@ def label_bodies(spacing_mm: Sequence[float]) -> dict[str, list[Body]]:
         "ball in a ball": [lambda z, y, x: outer(z, y, x) & ~core(z, y, x), core],
         "sheet of 3 mm": [sheet(3, tilted, 30)],
         "sheet of 1 voxel": [sheet(voxel, tilted, 30)],
-        "sheet of 1 voxel along the axes": [sheet(voxel, (0, 0, 1), 30)],
+        "sheet of 1 voxel, hardly tilted": [sheet(voxel, (0.03, 0.05, 1), 30)],
         "tube of 3 voxels": [tube(3 * voxel, across, 30)],
         "tube of 2 voxels": [tube(2 * voxel, across, 30)],
     }
