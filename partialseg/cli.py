@@ -230,9 +230,10 @@ def train(
     terms.csv (every loss term for every dataset) and TensorBoard logs.
     """
     from partialseg.data.prepared import read_prepared
+    from partialseg.training.config import read_config
     from partialseg.training.trainer import train as run_train
 
-    run = run_train(config, read_prepared(prepared, cache), out, start_from=start_from)
+    run = run_train(read_config(config), read_prepared(prepared, cache), out, start_from=start_from)
     typer.echo(f"Network: {run.model_path}")
 
 
