@@ -14,12 +14,13 @@ import os
 import shutil
 import threading
 import time
+import tokenize
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -204,11 +205,11 @@ def open_array(path: Location) -> np.ndarray | RemoteArray:
     try:
         if is_remote(path):
             return _open_remote(path)
-        return np.lib.format.open_memmap(path, mode="r")
+        return _open_local(path)
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(path, "there is no such file", remedy) from error
+        raise DataError(path, "there is no such file, expected a .npy file", remedy) from error
     except (OSError, ValueError, OverflowError) as error:
         raise DataError(path, f"cannot be read as a .npy file ({error})", remedy) from error
 
@@ -334,23 +335,47 @@ def _is_past_the_end(error: BaseException) -> bool:
     return any(word in words for word in ("416", "invalidrange", "not satisfiable", "invalid range"))
 
 
+def _open_local(path: Path) -> np.ndarray:
+    """Map a `.npy` file whose size was compared with its header."""
+    with path.open("rb") as file:
+        shape, dtype, start = _read_header(file)
+        size, needed = os.fstat(file.fileno()).st_size, start + math.prod(shape) * dtype.itemsize
+        if size < needed:
+            raise ValueError(f"it is cut short: {size} bytes, expected {needed} for the shape {shape}")
+        return np.memmap(file, dtype, mode="r", offset=start, shape=shape)
+
+
 def _open_remote(path: UPath) -> RemoteArray:
-    """Read the header of a `.npy` object; NumPy evaluates it as a literal, and its length is bounded here."""
+    """Read the header of a `.npy` object."""
     (head,) = _cat([path], [0], [_HEADER_BYTES])
-    file = io.BytesIO(head)
+    array = RemoteArray(path, *_read_header(io.BytesIO(head)))
+    if array.nbytes > _MOST_BYTES:
+        raise ValueError(f"its header claims the shape {array.shape}, expected {_MOST_BYTES} bytes at most")
+    return array
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and first byte of a `.npy` file; NumPy evaluates it as a literal, and its length is bounded."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format, expected 1.0 or 2.0")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file, max_header_size=_HEADER_BYTES)
+    try:
+        shape, fortran_order, dtype = read(file, max_header_size=_HEADER_BYTES)
+    except (
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        tokenize.TokenError,
+    ) as error:  # NumPy reads it as Python's words
+        raise ValueError("its header is damaged, expected one that NumPy wrote") from error
     if dtype.hasobject:
-        raise ValueError("it holds pickled Python objects")
+        raise ValueError("it holds pickled Python objects, expected numbers")
     if fortran_order and len(shape) > 1:
         raise ValueError("it is in Fortran order, expected C order")
-    array = RemoteArray(path, tuple(shape), dtype, file.tell())
-    if min(shape, default=-1) < 0 or array.nbytes > _MOST_BYTES:
-        raise ValueError(f"its header claims the shape {shape}")
-    return array
+    if min(shape, default=-1) < 0:
+        raise ValueError(f"its header claims the shape {shape}, expected sizes from 0")
+    return tuple(shape), dtype, file.tell()
 
 
 def _slice(key: Any, size: int) -> slice:
