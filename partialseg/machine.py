@@ -44,7 +44,8 @@ def jobs_in_memory(jobs: int | None, need: int, memory: int | None = None) -> tu
     Args:
         jobs: At most so many; None for one per usable core.
         need: Bytes that the largest task is expected to take.
-        memory: Bytes that a worker may take; None for its share of what is free.
+        memory: Bytes that a worker may take; None for its share of what is free, and what the largest task needs at
+            least.
 
     Returns:
         At least one worker, and no more than fit the free memory; the bytes that each may take.
@@ -56,7 +57,7 @@ def jobs_in_memory(jobs: int | None, need: int, memory: int | None = None) -> tu
     free = free_memory()
     wanted = jobs if jobs is not None else usable_cores()
     fitting = max(1, min(wanted, free // max(1, memory or need)))
-    return fitting, memory or free // fitting
+    return fitting, memory or max(need, free // fitting)
 
 
 def _free_memory_of_machine() -> int:

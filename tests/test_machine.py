@@ -56,7 +56,7 @@ def test_cores_are_those_that_the_process_may_use(tmp_path, monkeypatch):
         (None, 30, None, (3, 33)),
         (2, 30, None, (2, 50)),
         (8, 10, None, (8, 12)),
-        (None, 200, None, (1, 100)),  # the largest does not fit: alone, with all there is
+        (None, 200, None, (1, 200)),  # the largest does not fit: alone, it may try
         (None, 10, 40, (2, 40)),
         (None, 10, 400, (1, 400)),
     ],
