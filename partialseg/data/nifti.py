@@ -20,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.voxel_files import (
     ANY_LIMITS,
+    MAX_MM,
     Limits,
     StoredVoxels,
     check_affine,
@@ -239,14 +240,15 @@ def _qform(header: nib.Nifti1Header, raw: nib.Nifti1Header) -> np.ndarray | None
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         return None
     try:
-        return header.get_qform()
+        qform = header.get_qform()
     except (HeaderDataError, ValueError):  # no quaternion has such numbers
         return None
+    return qform if (np.abs(qform) <= MAX_MM).all() else None
 
 
 def _form_notes(sform: np.ndarray, qform: np.ndarray | None, shape: tuple[int, int, int]) -> list[str]:
     """A note where qform and sform place voxels differently."""
-    if qform is None or not np.isfinite(qform).all():
+    if qform is None:
         return ["its qform cannot be used; the sform counts"]
     corners = np.array(np.meshgrid(*([0, size - 1] for size in shape))).reshape(3, -1)
     difference = sform - qform
@@ -255,6 +257,6 @@ def _form_notes(sform: np.ndarray, qform: np.ndarray | None, shape: tuple[int, i
     voxel_mm = nib.affines.voxel_sizes(sform).min()
     if origin_mm <= ORIGIN_TOLERANCE * voxel_mm and apart_mm <= CORNER_TOLERANCE * voxel_mm:
         return []
-    codes = ["".join(nib.aff2axcodes(affine)) for affine in (sform, qform)]
+    codes = ["".join(code or "?" for code in nib.aff2axcodes(affine)) for affine in (sform, qform)]
     axes = f", axes {codes[0]} and {codes[1]}" if codes[0] != codes[1] else ""
     return [f"sform and qform place voxels up to {apart_mm:.3g} mm apart{axes}; the sform counts"]

@@ -251,14 +251,14 @@ def _canonical_shape(stored: StoredVoxels) -> tuple[int, int, int]:
 def _check_whole_numbers(stored: StoredVoxels, path: Path) -> float:
     """The largest label value, after checking that all are whole numbers from 0 to 32767."""
     low, high, wrong, first = np.inf, -np.inf, 0, None
-    for _, part in _parts(stored):
-        if part.dtype.kind == "f":
-            with np.errstate(invalid="ignore"):  # infinite minus infinite is NaN, and NaN is wrong too
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite or NaN is no whole number
+        for _, part in _parts(stored):
+            if part.dtype.kind == "f":
                 is_wrong = ~(np.abs(part - np.rint(part)) <= WHOLE_TOLERANCE)
-            if is_wrong.any():
-                wrong += np.count_nonzero(is_wrong)
-                first = part[is_wrong][0] if first is None else first
-        low, high = min(low, part.min()), max(high, part.max())
+                if is_wrong.any():
+                    wrong += np.count_nonzero(is_wrong)
+                    first = part[is_wrong][0] if first is None else first
+            low, high = min(low, part.min()), max(high, part.max())
     if wrong:
         raise DataError(
             path,

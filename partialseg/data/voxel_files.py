@@ -30,6 +30,8 @@ MAX_SCAN_RATIO = 500
 SMALL_BYTES = 1 << 26
 #: Cosine between two axes above which an affine counts as sheared; rounding in headers stays below it.
 SHEAR_TOLERANCE = 1e-3
+#: No scanner reaches as far (mm).
+MAX_MM = 1e6
 
 _CHUNK_BYTES = 1 << 20
 
@@ -276,6 +278,13 @@ def check_affine(affine: np.ndarray, path: Path) -> None:
     if not np.isfinite(affine).all():
         raise DataError(
             path, "its affine holds NaN or infinite numbers, expected finite ones", "convert the file again"
+        )
+    largest = float(np.abs(affine).max())
+    if largest > MAX_MM:
+        raise DataError(
+            path,
+            f"its affine holds {largest:.3g}, expected numbers below {MAX_MM:g} mm",
+            "convert the file again",
         )
     sizes = nib.affines.voxel_sizes(affine)
     if (sizes < 1e-6).any():

@@ -309,7 +309,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, capfd, read, spoil, word
         ),
         (
             [(QFORM_CODE, struct.pack("<2h", 1, 0)), (QUATERNION, struct.pack("<3f", 0, np.nan, 0))],
-            "affine holds NaN",
+            "its qform cannot be used",
         ),
     ],
 )
@@ -418,6 +418,47 @@ def test_an_unusable_qform_beside_an_sform_and_a_wrong_unit_are_noted(tmp_path, 
         "the header says that lengths are in metres; they are read as mm",
         "its qform cannot be used; the sform counts",
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_absurd_numbers_in_the_affine_are_one_line_and_no_warning(tmp_path, labels_xyz):
+    path = _save(tmp_path / "a.nii", labels_xyz)
+    _edit(path, 280, struct.pack("<f", 1e30))
+    with pytest.raises(DataError, match=r"its affine holds 1e\+30, expected numbers below 1e\+06 mm"):
+        read_label(path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("content", [struct.pack("<3f", 1e30, 1, 1), struct.pack("<3f", np.nan, 1, 1)])
+def test_an_absurd_qform_beside_an_sform_is_noted(tmp_path, labels_xyz, content):
+    path = _save(tmp_path / "a.nii", labels_xyz)
+    _edit(path, QFORM_CODE, struct.pack("<h", 1))
+    _edit(path, PIXDIM + 4, content)
+    assert read_label(path).notes == ("its qform cannot be used; the sform counts",)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_header_is_read_or_is_one_line(tmp_path, labels_xyz):
+    image = nib.Nifti1Image(labels_xyz.astype(np.int16), RAS_AFFINE)
+    image.set_qform(RAS_AFFINE, 1)
+    whole = image.to_bytes()
+    random = np.random.default_rng(0)
+    words = [np.float32(x).tobytes() for x in (0, np.nan, np.inf, 1e30, -1)] + [
+        b"\xff" * 4,
+        b"\xff\xff\xff\x7f",
+    ]
+    outcomes = []
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            start = 4 * random.integers(0, 87)
+            content[start : start + 4] = words[random.integers(len(words))]
+        (tmp_path / "a.nii").write_bytes(content)
+        try:
+            outcomes.append(bool(np.isfinite(read_label(tmp_path / "a.nii").affine).all()))
+        except DataError as error:
+            outcomes.append("\n" in str(error))
+    assert set(outcomes) == {True, False}  # read, and refused on one line
 
 
 def test_voxels_without_a_header_become_a_volume_in_canonical_axes(tmp_path, labels_xyz):
