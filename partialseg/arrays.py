@@ -375,7 +375,7 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int]:
         raise ValueError("it is in Fortran order, expected C order")
     if min(shape, default=-1) < 0:
         raise ValueError(f"its header claims the shape {shape}, expected sizes from 0")
-    return tuple(shape), dtype, file.tell()
+    return tuple(map(int, shape)), dtype, file.tell()
 
 
 def _slice(key: Any, size: int) -> slice:

@@ -124,7 +124,7 @@ def validation_problem(
         )  # otherwise, steps that are not there are names that pydantic gives to its types
     field = ".".join(str(step) for step in steps)
     more = f" (and {len(others)} more)" if others else ""
-    return DataError(file, f"line {line}, `{field}`: {_in_plain_words(first)}{more}", remedy)
+    return DataError(file, f"line {line}, `{field}`: {in_plain_words(first)}{more}", remedy)
 
 
 def problem_location(error: ValidationError) -> tuple[str | int, ...]:
@@ -133,10 +133,10 @@ def problem_location(error: ValidationError) -> tuple[str | int, ...]:
     return tuple(first.get("ctx", {}).get("location", first["loc"]))
 
 
-def _in_plain_words(error: ErrorDetails) -> str:
-    """What pydantic found and expected. No more of the input is shown than fits a line."""
+def in_plain_words(error: ErrorDetails) -> str:
+    """What pydantic found and expected; of what it found no more than fits a line."""
     if error["type"] == "missing":
-        return "the field is missing, expected as in the examples"
+        return "the field is missing, expected a value"
     if error["type"] == "extra_forbidden":
         return "there is no such field, expected one spelt as in the examples"
     found = _SHORT.repr(error["input"])

@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
 from partialseg.arrays import Cache, RemoteArray, open_array
+from partialseg.data.front_matter import in_plain_words
 from partialseg.errors import DataError
 from partialseg.files import write_json
 from partialseg.storage import Location, is_remote, list_files, path_or_url, read_bytes
@@ -303,8 +304,7 @@ def read_prepared(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        message = first["msg"].removeprefix("Value error, ")
-        raise DataError(path, f"{place}: {message}, received {first['input']!r:.80}", remedy) from error
+        raise DataError(path, f"{place}: {in_plain_words(first)}", remedy) from error
     if (problem := _disagreement(manifest)) is not None:
         raise DataError(path, problem, remedy)
     return Prepared(
@@ -348,12 +348,12 @@ def _disagreement(manifest: _Manifest) -> str | None:
     for number, case in enumerate(manifest.cases):
         where = f"cases.{number} ({case.dataset}, {case.name})"
         if case.dataset not in manifest.datasets:
-            return f"{where}: there is no dataset {case.dataset}"
+            return f"{where}: found dataset {case.dataset}, expected one of {', '.join(manifest.datasets)}"
         if (case.dataset, case.name) in seen:
-            return f"{where}: is there twice"
+            return f"{where}: is there twice, expected once"
         seen.add((case.dataset, case.name))
         if math.prod(case.shape) >= 2**31:
-            return f"{where}: shape {case.shape} has too many voxels"
+            return f"{where}: shape {case.shape} has too many voxels, expected below 2^31"
         ends = [0]
         for value, start, stop in case.foreground:
             if not 0 <= value < len(manifest.datasets[case.dataset].table) or not ends[-1] == start < stop:
