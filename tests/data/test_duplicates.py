@@ -26,6 +26,10 @@ def test_content_does_not_depend_on_the_file(tmp_path, suffix, dtype, axes):
     assert content_of(read_image(path).array) == content_of(image())
 
 
+def test_content_tells_another_shape():
+    assert content_of(image()).ordered != content_of(image().reshape(6, 8, 7)).ordered
+
+
 def test_content_tells_a_single_voxel():
     other = image()
     other[1, 2, 3] += 1

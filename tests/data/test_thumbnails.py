@@ -55,6 +55,14 @@ def test_right_is_at_the_left_and_the_head_at_the_top():
     assert red(coronal)[:, 1].max() < HEIGHT / 2
 
 
+def test_the_image_lies_as_its_label_map_does():
+    array = np.full((30, 40, 40), -1000, np.float32)
+    array[:, 15:25, 25:33] = 300  # in all slices
+    drawn, filled = picture(volume(array), None, RED), picture(None, label(), RED)
+    bright = np.argwhere(drawn[:, :HEIGHT].min(axis=2) > 240)
+    np.testing.assert_allclose(bright.mean(axis=0), red(filled[:, :HEIGHT]).mean(axis=0), atol=2)
+
+
 def test_labels_are_outlines_on_an_image_and_filled_without_one():
     assert 0 < len(red(picture(scan(), label(), RED))) < len(red(picture(None, label(), RED))) / 2
 
