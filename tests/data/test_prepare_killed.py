@@ -146,7 +146,7 @@ def finished(out):
     }
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -207,7 +207,9 @@ def test_killed_at_random_moments_the_output_is_that_of_a_run_that_was_not(tmp_p
             command(folder, out), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         wanted = len(before) + rng.randrange(3)
-        wait_for(lambda: len(finished(out)) >= wanted and (out / ".lock").exists())  # noqa: B023
+        wait_for(
+            lambda: (len(finished(out)) >= wanted and (out / ".lock").exists()) or process.poll() is not None  # noqa: B023
+        )
         time.sleep(rng.uniform(0, 0.05))
         victims = children(process.pid)
         if number % 3 == 0:
