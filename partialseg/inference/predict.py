@@ -13,14 +13,13 @@ import numpy as np
 from partialseg.data.cards import Card, assign_splits, find_cases
 from partialseg.data.dicom_series import holds_dicom, list_series
 from partialseg.data.resample import resample_back, resample_image
-from partialseg.data.volumes import read_image, write_label_map
+from partialseg.data.volumes import SUFFIXES, read_image, write_label_map
 from partialseg.errors import DataError
 from partialseg.files import write_json
 from partialseg.inference.sliding_window import predict_volume
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
 
-_SUFFIXES = (".nii.gz", ".nii")
 #: File names that do not tell cases apart; the folder's name does.
 GENERIC_NAMES = frozenset(["imaging", "image", "ct", "img", "volume", "scan"])
 
@@ -175,7 +174,7 @@ def case_name(path: str | Path) -> str:
     """The name under which the prediction of a file or folder is written.
 
     Example:
-        >>> case_name("scans/liver_7.nii.gz"), case_name("kits/case_00000/imaging.nii.gz")
+        >>> case_name("scans/liver_7.mha"), case_name("kits/case_00000/imaging.nii.gz")
         ('liver_7', 'case_00000')
     """
     path = Path(path)
@@ -186,8 +185,8 @@ def case_name(path: str | Path) -> str:
 
 
 def _stem(path: Path) -> str:
-    """File name without the suffix of NIfTI."""
-    return next((path.name.removesuffix(s) for s in _SUFFIXES if path.name.endswith(s)), path.name)
+    """File name without what says the format."""
+    return next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), path.name)
 
 
 def _volumes_ml(labels: np.ndarray, spacing_mm: Sequence[float], classes: Sequence[str]) -> dict[str, float]:
@@ -210,7 +209,7 @@ def _scans(
 
 
 def _plain_scans(entry: Path) -> list[Scan]:
-    """The scans of one input: of a file itself, of a folder its NIfTI files, else the DICOM series in it."""
+    """The scans of one input: of a file itself, of a folder its files of volumes, else the DICOM series in it."""
     if not entry.exists():
         raise DataError(entry, "there is no such file or folder", "correct the path")
     if not entry.is_dir():
@@ -218,13 +217,13 @@ def _plain_scans(entry: Path) -> list[Scan]:
     # Hidden files are those of the system, and what another process is just writing.
     visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
     inside = [path for path in visible if path.is_file()]
-    files = [path for path in inside if path.name.endswith(_SUFFIXES)]
+    files = [path for path in inside if path.name.endswith(SUFFIXES)]
     if files:
         return [Scan(case_name(path), path) for path in files]
     if not inside and not holds_dicom(entry):
         raise DataError(
             entry,
-            "holds no file, neither NIfTI nor DICOM",
+            f"holds no scan, neither a file that ends in {', '.join(SUFFIXES)} nor DICOM",
             "give the folder of the scans; for a raw dataset name its --card",
         )
     return _dicom_scans(entry)
