@@ -195,13 +195,12 @@ class Prepared:
                 inside = f"{case.dataset}/{case.name}/{name}.npy"
                 found = _size(path) if listed is None else listed.get(inside, -1)
                 if found <= size:  # the header needs some bytes too
-                    what = (
-                        "there is no such file" if found < 0 else f"has {found} bytes, expected over {size}"
-                    )
-                    missing.append((path, what))
+                    what = "there is no such file" if found < 0 else f"has {found} bytes"
+                    missing.append((path, what, f"expected over {size} bytes"))
         if missing:
-            (path, what), more = missing[0], len(missing) - 1
-            raise DataError(path, what + (f" (and {more} more)" if more else ""), "prepare the data again")
+            (path, what, expected), more = missing[0], len(missing) - 1
+            others = f" (and {more} more)" if more else ""
+            raise DataError(path, f"{what}{others}, {expected}", "prepare the data again")
 
     def _path(self, case: Case, name: str) -> Location:
         return self.folder / case.dataset / case.name / f"{name}.npy"

@@ -201,5 +201,5 @@ def test_missing_and_short_files_are_counted_before_anything_is_read(prepared):
         file.truncate(40)
     with pytest.raises(DataError, match=r"full/b/label\.npy: there is no such file \(and 1 more\)"):
         prepared.check_files(prepared.cases)
-    with pytest.raises(DataError, match=r"part/a/image\.npy: has 40 bytes, expected over 48; prepare"):
+    with pytest.raises(DataError, match=r"part/a/image\.npy: has 40 bytes, expected over 48 bytes; prepare"):
         prepared.check_files(prepared.cases[2:])
