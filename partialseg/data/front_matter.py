@@ -30,6 +30,8 @@ _PLAIN_WORDS = {
     "a valid number": "a number",
     "a valid boolean": "true or false",
     " after validation": "",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
 }
 
 

@@ -293,7 +293,9 @@ def read_prepared(
     remedy = "delete it and run `partialseg prepare` again"
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also if it is not UTF-8
+    except RecursionError as error:
+        raise DataError(path, "is nested too deeply, expected a few levels", remedy) from error
+    except ValueError as error:  # also if it is not UTF-8
         raise DataError(path, f"is not JSON ({error})", remedy) from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:

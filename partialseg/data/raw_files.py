@@ -115,7 +115,8 @@ def _extent_of_nifti(path: Path) -> tuple[int, float]:
     if len(block) < kind.sizeof_hdr:
         raise EOFError("the file ends in its header")
     header = kind(block[: kind.sizeof_hdr], check=False)
-    voxel_mm3 = abs(np.linalg.det(header.get_best_affine()[:3, :3]))
+    with np.errstate(invalid="ignore"):  # what is not finite covers nothing
+        voxel_mm3 = abs(np.linalg.det(header.get_best_affine()[:3, :3]))
     return math.prod(map(int, header.get_data_shape())), voxel_mm3
 
 

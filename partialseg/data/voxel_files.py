@@ -174,7 +174,7 @@ def check_stored_bytes(
         >>> check_stored_bytes(100, 90, compressed=True, kind="NRRD", path=Path("a.nrrd"))
         >>> check_stored_bytes(100, 90, compressed=False, kind="NRRD", path=Path("a.nrrd"))
         Traceback (most recent call last):
-        partialseg.errors.DataError: a.nrrd: is cut short (90 bytes), its NRRD header promises 100 bytes; download it again
+        partialseg.errors.DataError: a.nrrd: is cut short (90 bytes), its NRRD header promises 100 bytes of voxels; download it again
     """  # noqa: E501
     if compressed and promised > MAX_DEFLATE_RATIO * stored:
         raise DataError(
@@ -192,7 +192,7 @@ def check_stored_bytes(
     if not compressed and promised > stored:
         raise DataError(
             path,
-            f"is cut short ({stored} bytes), its {kind} header promises {promised} bytes",
+            f"is cut short ({stored} bytes), its {kind} header promises {promised} bytes of voxels",
             "download it again",
         )
 
