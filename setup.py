@@ -52,7 +52,6 @@ setup(
         "notebooks": ["jupyterlab>=4.2", "jupytext>=1.16"],
         "serving": ["tensorflow-serving-api>=2.17,<2.18"],
         "bench": ["torch>=2.3", "nnunetv2>=2.5", "monai>=1.4", "surface-distance", "MedPy"],
-        "itk": ["SimpleITK>=2.3"],
         "dask": ["distributed>=2024.5"],
         "s3": ["s3fs>=2024.6"],
         "gs": ["gcsfs>=2024.6"],

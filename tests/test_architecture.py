@@ -25,7 +25,16 @@ LAYERS = (
     ("study", "demo"),
     ("cli_options", "card_commands", "cli"),
 )
-NEEDS_TENSORFLOW = ("data/pipeline.py", "data/dicom_tensorflow.py", "losses", "models", "training", "inference", "demo.py", "study")
+NEEDS_TENSORFLOW = (
+    "data/pipeline.py",
+    "data/dicom_tensorflow.py",
+    "losses",
+    "models",
+    "training",
+    "inference",
+    "demo.py",
+    "study",
+)
 
 
 def _layer(part: str) -> int:
