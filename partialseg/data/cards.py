@@ -212,7 +212,7 @@ class Card(_Part):
         for name in names:
             if not _MASK_NAME.fullmatch(name):
                 raise _problem(
-                    f"{name!r} cannot be the name of a mask; expected letters, digits, spaces and _ . + -",
+                    f"{name!r} cannot be the name of a mask, expected letters, digits, spaces and _ . + -",
                     "labels",
                     name,
                 )

@@ -203,7 +203,8 @@ def list_raw_cases(
     found, problems = [], []
     for number, card in enumerate(cards):
         if card.name in (other.name for other in cards[:number]):
-            raise DataError(card.path, f"there is another card called {card.name}", "give each dataset once")
+            problem = f"there is another card called {card.name}, expected each once"
+            raise DataError(card.path, problem, "give each dataset once")
         raw_cases = find_cases(card, raw)
         if raw_cases:
             found.append((with_missing_masks(card, raw_cases), raw_cases))
