@@ -13,6 +13,7 @@ FOLDER/canary                                    is made where code in an input 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -154,11 +155,16 @@ def header(shape: tuple[int, ...], image: Path) -> bytes:
     return bytes(content)
 
 
+@functools.cache
+def packed_zeros(size: int) -> bytes:
+    """A member of a gzip stream."""
+    return gzip.compress(bytes(size))
+
+
 def bomb(beginning: bytes, size: int = BOMB_BYTES) -> bytes:
     """A gzip stream of some bytes and `size` zeros: members one after another, each of 16 MiB of zeros."""
     block = 16 << 20
-    member = gzip.compress(bytes(block), 9)
-    return gzip.compress(beginning) + member * (size // block) + gzip.compress(bytes(size % block))
+    return gzip.compress(beginning) + packed_zeros(block) * (size // block) + packed_zeros(size % block)
 
 
 def write_slice(path: Path, index: int, shape: tuple[int, int] = (11, 12), **changes: Any) -> None:
@@ -332,7 +338,7 @@ def truncated_gzip(files: Files) -> None:
     files.image.write_bytes(files.image.read_bytes()[:-500])
 
 
-@scan("CRC", "the right checksum", "download")
+@scan("CRC check failed", "the right checksum", "download")
 def wrong_checksum(files: Files) -> None:
     """A byte of the checksum at the end of a `.nii.gz` is another."""
     content = bytearray(files.image.read_bytes())
@@ -340,7 +346,13 @@ def wrong_checksum(files: Files) -> None:
     files.image.write_bytes(bytes(content))
 
 
-@scan("1000 bytes", "promises 2640 bytes", "download", suffix=".nii")
+@scan("is cut short", "a whole NIfTI file", "download")
+def truncated_header(files: Files) -> None:
+    """The download stopped in the header."""
+    files.image.write_bytes(files.image.read_bytes()[:100])
+
+
+@scan("1000 bytes", "promises 2640 bytes of voxels", "download", suffix=".nii")
 def truncated_plain(files: Files) -> None:
     """The download stopped half-way through a `.nii`."""
     files.image.unlink()
@@ -387,7 +399,7 @@ def bomb_behind_the_voxels(files: Files) -> None:
     files.image.write_bytes(bomb(gzip.decompress(files.image.read_bytes())))
 
 
-@scan("999 x 999 x 999", "expected", "download")
+@scan("1994005998 bytes", "a scan", "download")
 def bomb_of_voxels(files: Files) -> None:
     """A header of 999 x 999 x 999 voxels and 2 GB of zeros to go with it, in a `.nii.gz` of 2 MB."""
     files.image.write_bytes(bomb(header((999, 999, 999), files.image), 2 * 999**3))
@@ -536,6 +548,12 @@ def wrong_voxel_type(files: Files) -> None:
     edit(files.image, (DATATYPE, shorts(4, 16)))
 
 
+@scan("64 bits", "expected 16 bits", "download")
+def wrong_bits(files: Files) -> None:
+    """A header that says voxels of 16 bits and of 64."""
+    edit(files.image, (BITPIX, shorts(64)))
+
+
 @scan("may not be read", "read", "permission")
 def closed_to_the_user(files: Files) -> None:
     """A file that the user may not read (everyone but root)."""
@@ -559,7 +577,7 @@ def header_of_a_pair(files: Files) -> None:
     pair.rename(path)
 
 
-@scan("every voxel is 7", "expected", "exclude")
+@scan("every voxel is 7", "a picture in HU", "exclude")
 def constant(files: Files) -> None:
     """Every voxel is the same."""
     save(files.image, np.full(SHAPE, 7, np.int16))
@@ -613,7 +631,7 @@ def truncated_nrrd(files: Files) -> None:
     files.image.write_bytes(files.image.read_bytes()[:-500])
 
 
-@other("Scans", "nrrd", "images/{name}.nrrd", "no such header", "NRRD", "download")
+@other("Scans", "nrrd", "images/{name}.nrrd", "HTML", "NRRD", "download")
 def html_page_as_nrrd(files: Files) -> None:
     """The page of a failed download under the name of an NRRD file."""
     files.image.write_bytes(b"<html>404</html>" * 50)
@@ -680,6 +698,12 @@ def truncated_label(files: Files) -> None:
     files.label.write_bytes(files.label.read_bytes()[:-10])
 
 
+@label("999 x 999 x 999", "at most 16777216", "download")
+def label_bomb(files: Files) -> None:
+    """A label map of 999 x 999 x 999 zeros in a file of 1 MB, for a scan of 12 x 11 x 10."""
+    files.label.write_bytes(bomb(header((999, 999, 999), files.label), 999**3))
+
+
 @label("(12, 11, 9)", "(12, 11, 10)", "one grid")
 def other_shape(files: Files) -> None:
     """A label map with a slice less than its scan."""
@@ -726,7 +750,7 @@ def nan_label(files: Files) -> None:
     save(files.label, array)
 
 
-@_add("Label maps", "raw/scans", ("3 to 40", "0 to 9", "`slices`"), "scans")
+@_add("Label maps", "raw/scans/labels/{name}.nii.gz", ("3 to 40", "0 to 9", "`slices`"), "scans")
 def slices_beyond_the_scan(files: Files) -> None:
     """A card that says of a scan of 10 slices that those up to 40 are annotated."""
 
@@ -738,7 +762,9 @@ def folder_without_masks(files: Files) -> None:
     files.label.mkdir()
 
 
-@other("Label maps", "masks", "{name}/masks/spleen.nii.gz", "12 x 11 x 9", "12 x 11 x 10", "one grid")
+@other(
+    "Label maps", "masks", "{name}/masks/spleen.nii.gz", "12 x 11 x 9", "expected 12 x 11 x 10", "one grid"
+)
 def masks_on_two_grids(files: Files) -> None:
     """Masks of one scan that differ in shape."""
     save(files.label / "spleen.nii.gz", label_array()[..., :-1])
@@ -804,7 +830,7 @@ def missing_slice(files: Files) -> None:
     (files.image / "004.dcm").unlink()
 
 
-@dicom("", "same place", "one slice for each position", "keep")
+@dicom("", "same place", "one slice for each", "keep one")
 def slice_twice(files: Files) -> None:
     """Two slices at one place."""
     write_slice(files.image / "again.dcm", 4, SOPInstanceUID="1.2.3.99")
@@ -817,7 +843,7 @@ def gantry_tilt(files: Files) -> None:
         write_slice(path, index, ImagePositionPatient=[0, 0.5 * index, 2 * index])
 
 
-@dicom("/", "(6, 6)", "(11, 12)", "one series")
+@dicom("/", "9 slices of 12 x 11", "expected one", "choose one")
 def slices_of_two_sizes(files: Files) -> None:
     """A slice of another size among the others."""
     write_slice(files.image / "009.dcm", 9, shape=(6, 6))
@@ -838,7 +864,7 @@ def truncated_slice(files: Files) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
-@dicom("", "4.00 mm", "2.00 mm", "missing slices")
+@dicom("", "no 'Pixel Data'", "decoded", "export")
 def slice_without_pixels(files: Files) -> None:
     """A slice without pixels, so that one is missing."""
     write_slice(files.image / "004.dcm", 4, PixelData=None)
@@ -851,13 +877,13 @@ def pixels_that_cannot_be_decoded(files: Files) -> None:
     write_slice(files.image / "004.dcm", 4, syntax=JPEG2000Lossless, PixelData=content)
 
 
-@dicom("/", "(65535, 65535)", "(11, 12)", "one series")
+@dicom("/", "65535 columns", "1 to 8192", "export")
 def slice_claims_4e9_pixels(files: Files) -> None:
     """A slice whose header claims 65535 x 65535 pixels."""
     write_slice(files.image / "004.dcm", 4, Rows=65535, Columns=65535)
 
 
-@dicom("", "65535", "expected", "export")
+@dicom("", "65535 columns", "1 to 8192", "export")
 def series_claims_4e10_pixels(files: Files) -> None:
     """A series of which every header claims 65535 x 65535 pixels."""
     for index, path in enumerate(sorted(files.image.iterdir())):
@@ -887,7 +913,7 @@ LAUGHS = "\n".join(
 )
 
 
-@card("[[", "a whole number", "mend the card")
+@card("['ha', 'ha', 'ha', ...]", "a whole number", "mend the card")
 def card_of_billion_laughs(path: Path) -> None:
     """YAML of 600 bytes whose aliases stand for 10^12 words."""
     write_card(path, counts="\n  " + LAUGHS.replace("\n", "\n  "))
@@ -901,8 +927,8 @@ def card_with_an_alias_of_itself(path: Path) -> None:
 
 @card("too deeply", "a few levels", "without such nesting")
 def card_that_is_too_deep(path: Path) -> None:
-    """YAML of 5000 lists, each in the one before."""
-    write_card(path, counts="[" * 5000 + "]" * 5000)
+    """YAML of 2000 lists, each in the one before."""
+    write_card(path, counts="[" * 2000 + "]" * 2000)
 
 
 @card("UTF-8", "UTF-8", "save it as UTF-8")
@@ -1005,7 +1031,7 @@ def card_with_slices_backwards(path: Path) -> None:
     write_card(path, cases="{aa_good: {slices: [9, 3]}}")
 
 
-@card("no such data card", "a file or a name", "give", path="cards/{name}.md")
+@card("no such data card", "or card set", "a .md or a .yaml file", path="cards/{name}.md")
 def card_that_is_not_there(path: Path) -> None:
     """A name without a card."""
 
@@ -1036,11 +1062,11 @@ def _first_array(folder: Path, name: str) -> Path:
     return sorted(folder.glob(f"*/*/{name}*"))[0]
 
 
-@prepared("", "pickle", "numbers", "again")
+@prepared("", "pickled Python objects", "numbers", "again")
 def prepared_image_is_a_pickle(folder: Path) -> None:
     """A pickle that runs a command, in place of an image."""
-    array = np.empty(1, dtype=object)
-    array[0] = RunsCode(folder.parents[1])
+    array = np.full(SHAPE[::-1], 0, dtype=object)  # as large as an image, so that it is not just too short
+    array[0, 0, 0] = RunsCode(folder.parents[1])
     np.save(_first_array(folder, "image"), array, allow_pickle=True)
 
 
@@ -1056,14 +1082,14 @@ def prepared_image_claims_another_shape(folder: Path) -> None:
     _write_npy_header(_first_array(folder, "image"), (10, 11, 11))
 
 
-@prepared("", "cut short", "expected", "again")
+@prepared("", "cut short", "expected 2768", "again")
 def prepared_image_is_truncated(folder: Path) -> None:
     """An image without its last voxels."""
     path = _first_array(folder, "image")
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@prepared("", "no such file", "expected", "again")
+@prepared("", "no such file", "over 1320 bytes", "again")
 def prepared_label_is_missing(folder: Path) -> None:
     """A prepared case without its label map."""
     _first_array(folder, "label").unlink()
@@ -1091,13 +1117,13 @@ def manifest_is_not_json(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-@prepared("manifest.json", "not JSON", "JSON", "again")
+@prepared("manifest.json", "too deeply", "a few levels", "again")
 def manifest_is_too_deep(folder: Path) -> None:
     """JSON of 100000 lists, each in the one before."""
     (folder / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
 
 
-@prepared("manifest.json", "list", "expected", "again")
+@prepared("manifest.json", "format None", "expected 1", "again")
 def manifest_is_a_list(folder: Path) -> None:
     """JSON of something else."""
     (folder / "manifest.json").write_text("[1, 2]")
@@ -1109,7 +1135,7 @@ def manifest_of_another_format(folder: Path) -> None:
     _edit_manifest(folder, lambda content: content.update(format=99))
 
 
-@prepared("manifest.json", "datasets", "missing", "again")
+@prepared("manifest.json", "datasets: the field is missing", "a value", "again")
 def manifest_without_datasets(folder: Path) -> None:
     """A manifest without one of its fields."""
     _edit_manifest(folder, lambda content: content.pop("datasets") and None)
@@ -1121,16 +1147,16 @@ def manifest_whose_case_leaves_the_folder(folder: Path) -> None:
     _edit_manifest(folder, lambda content: content["cases"][0].update(name="../../etc"))
 
 
-@prepared("manifest.json", "unheard_of", "expected", "again")
+@prepared("manifest.json", "unheard_of", "one of scans", "again")
 def manifest_with_an_unknown_dataset(folder: Path) -> None:
     """A case of a dataset that the manifest does not describe."""
     _edit_manifest(folder, lambda content: content["cases"][0].update(dataset="unheard_of"))
 
 
-@prepared("manifest.json", "'12'", "expected", "again")
+@prepared("manifest.json", "'ten'", "a whole number", "again")
 def manifest_with_wrong_types(folder: Path) -> None:
     """A shape of words."""
-    _edit_manifest(folder, lambda content: content["cases"][0].update(shape=["10", "11", "12"]))
+    _edit_manifest(folder, lambda content: content["cases"][0].update(shape=["ten", 11, 12]))
 
 
 def _write_npy_header(path: Path, shape: tuple[int, ...]) -> None:
@@ -1141,6 +1167,85 @@ def _write_npy_header(path: Path, shape: tuple[int, ...]) -> None:
 
 
 # nnU-Net datasets
+
+
+def dataset(found: str, expected: str, remedy: str):
+    """A dataset.json with something wrong, for `partialseg card new`."""
+    path = "datasets/{name}/dataset.json"
+    return _add(
+        "nnU-Net datasets",
+        path,
+        (found, expected, remedy),
+        None,
+        ("card", "new", path, "--out", "out/{name}.md"),
+    )
+
+
+def write_dataset(path: Path, **changes: Any) -> None:
+    """A good dataset.json of nnU-Net, with other fields; None leaves one out."""
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "spleen": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+        **changes,
+    }
+    content = {name: value for name, value in content.items() if value is not None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@dataset("is not JSON", "JSON", "mend")
+def dataset_is_an_html_page(path: Path) -> None:
+    """The page of a failed download in place of dataset.json."""
+    path.write_text("<html>404</html>", encoding="utf-8")
+
+
+@dataset("too deeply", "a few levels", "mend")
+def dataset_is_too_deep(path: Path) -> None:
+    """JSON of 100000 lists, each in the one before."""
+    path.write_text("[" * 100_000 + "]" * 100_000, encoding="utf-8")
+
+
+@dataset("missing", "`labels`", "nnU-Net's dataset format")
+def dataset_without_labels(path: Path) -> None:
+    """A dataset.json that does not say what the values are."""
+    write_dataset(path, labels=None)
+
+
+@dataset('"one"', "a whole number", "mend")
+def dataset_with_a_value_in_words(path: Path) -> None:
+    """A value that is no number."""
+    write_dataset(path, labels={"background": 0, "liver": "one"})
+
+
+@dataset("background", "a whole number", "mend")
+def dataset_with_an_odd_digit(path: Path) -> None:
+    """A key that is a digit to Unicode and no number."""
+    write_dataset(path, labels={"0": "background", "\u00b2": "liver"})
+
+
+@dataset("1 is the value of several names", "expected", "give each its own")
+def dataset_with_a_value_twice(path: Path) -> None:
+    """Two organs of one value."""
+    write_dataset(path, labels={"background": 0, "liver": 1, "spleen": 1})
+
+
+@dataset("`regions_class_order` is missing", "a list", "add it")
+def dataset_of_regions_without_their_order(path: Path) -> None:
+    """nnU-Net's regions, and nothing that says which of them lies in front."""
+    write_dataset(path, labels={"background": 0, "liver": [1, 2], "spleen": 2})
+
+
+@dataset("MRI", "CT", "CT alone")
+def dataset_of_magnetic_resonance(path: Path) -> None:
+    """A dataset of another modality."""
+    write_dataset(path, channel_names={"0": "MRI"})
+
+
+@dataset("../../secret/1.nii.gz", "the dataset's folder", "relative to dataset.json")
+def dataset_with_a_path_elsewhere(path: Path) -> None:
+    """A training case outside of the folder."""
+    write_dataset(path, training=[{"image": "../../secret/1.nii.gz", "label": "labelsTr/1.nii.gz"}])
 
 
 # Configs
@@ -1166,8 +1271,8 @@ def config_of_billion_laughs(path: Path) -> None:
 
 @config("too deeply", "a few levels", "without such nesting")
 def config_that_is_too_deep(path: Path) -> None:
-    """YAML of 5000 lists, each in the one before."""
-    path.write_text("name: " + "[" * 5000 + "]" * 5000 + "\n")
+    """YAML of 2000 lists, each in the one before."""
+    path.write_text("name: " + "[" * 2000 + "]" * 2000 + "\n")
 
 
 @config("there twice", "once", "keep one of the two")
@@ -1182,7 +1287,7 @@ def config_in_another_encoding(path: Path) -> None:
     path.write_bytes("name: tiny\n".encode("utf-16"))
 
 
-@config("`stages.0.epochs`: the field is missing", "as in the examples", "correct")
+@config("`stages.0.epochs`: the field is missing", "a value", "correct")
 def config_with_an_unknown_field(path: Path) -> None:
     """A misspelt field."""
     path.write_text(
@@ -1229,8 +1334,7 @@ def make_folder(folder: Path) -> None:
             annotated="[liver, spleen]" if dataset == "masks" else "[liver]",
             cases=CASES.get(dataset, "{}"),
         )
-    for part in ("cards", "configs", "prepared"):
-        (folder / part).mkdir()
+    (folder / "configs").mkdir()
     _make_good_prepared(folder)
     for broken in INPUTS.values():
         if not possible(broken):
@@ -1242,6 +1346,7 @@ def make_folder(folder: Path) -> None:
             shutil.copytree(folder / "prepared" / "good", path)
             broken.make(path)
         else:
+            (folder / broken.path).parent.mkdir(parents=True, exist_ok=True)
             broken.make(folder / broken.path)
 
 
@@ -1271,8 +1376,8 @@ class Call:
 
     @property
     def lines(self) -> list[str]:
-        """The lines about problems; the count of them, which comes last, is left out."""
-        return self.err.splitlines()[:-1]
+        """The lines about files; progress, and the count of problems, are not."""
+        return [line for line in self.err.splitlines() if line.startswith("/")]
 
 
 def call(arguments: list[str], folder: Path) -> Call:
