@@ -36,7 +36,7 @@ class Draft:
     Attributes:
         name, title, source, licence, citation, folders: As in `Card`.
         image, label: The patterns of `Files`.
-        labels: What each value means, or each mask by its name; 0 is not among them.
+        labels: What each value means, or each mask by its name, in the order of the card; 0 is not among them.
         labelled: Number of cases with a label map; None where it is not known.
         missing_masks: As in `Card`; not said where it is empty.
         notes: What somebody should look at.
@@ -97,8 +97,7 @@ def _front_matter(draft: Draft) -> list[str]:
     files = f"{{image: {_scalar(draft.image)}, label: {_scalar(draft.label)}}}"
     folders = draft.folders or (draft.name,)
     lines += ["modality: CT", f"folders: {_flow(folders)}", f"files: {files}", "labels:"]
-    for value in sorted(draft.labels):
-        meaning = draft.labels[value]
+    for value, meaning in draft.labels.items():
         line = (
             f"  {value}: {_flow(meaning.organs) if len(meaning.organs) > 1 else _scalar(meaning.organs[0])}"
         )

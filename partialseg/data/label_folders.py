@@ -8,7 +8,7 @@ from pathlib import Path
 
 from partialseg.data.card_text import UNNAMED, Draft, Meaning
 from partialseg.data.checks import label_values
-from partialseg.data.classes import BACKGROUND, KNOWN_ORGANS, organs_meant
+from partialseg.data.classes import BACKGROUND, KNOWN_ORGANS, PARTS, organs_meant
 from partialseg.data.dataset_json import card_name, name_and_folders
 from partialseg.data.file_patterns import common_patterns, looks_like_label, pair_up, without_suffix
 from partialseg.data.volumes import SUFFIXES, read_label
@@ -24,6 +24,8 @@ _FEW = 8
 
 def draft_from_masks(folder: Path) -> Draft | None:
     """Describe cases that each have a folder of masks; masks of unknown organs become background.
+
+    Where masks overlap, the first one in a card counts: a tumour comes before its organ, and background last.
 
     Args:
         folder: Holds a folder for each case.
@@ -43,7 +45,9 @@ def draft_from_masks(folder: Path) -> Draft | None:
     everywhere, anywhere = set.intersection(*masks), sorted(set.union(*masks))
     meant = {mask: organs_meant(mask) for mask in anywhere}
     known = {
-        mask: Meaning(organs, mask) for mask, organs in meant.items() if KNOWN_ORGANS.keys() >= set(organs)
+        mask: Meaning(meant[mask], mask)
+        for mask in sorted(anywhere, key=lambda mask: _within_others(meant[mask]))
+        if KNOWN_ORGANS.keys() >= set(meant[mask])
     }
     others = {mask: Meaning((BACKGROUND,)) for mask in anywhere if mask not in known}
     if not known:
@@ -130,6 +134,12 @@ def draft_from_label_maps(folder: Path, meanings: Mapping[int, Meaning], jobs: i
         labelled=len(found.labels),
         notes=tuple(notes),
     )
+
+
+def _within_others(organs: Sequence[str]) -> int:
+    """Sorts what may lie in another mask before it: parts of organs, organs, pairs without a side."""
+    parts = {part for parts in PARTS.values() for part in parts}
+    return 2 if len(organs) > 1 else 0 if organs[0] in parts else 1
 
 
 @dataclass(frozen=True)

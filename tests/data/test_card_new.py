@@ -276,6 +276,16 @@ def test_folders_of_masks_become_a_card_of_masks(tmp_path, out):
         write_new_card(root, tmp_path / "second.md", names="kits19")
 
 
+def test_a_mask_that_lies_in_others_comes_before_them_and_background_last(tmp_path, out):
+    masks = ["body", "kidney", "kidney_left", "liver", "liver_tumor"]
+    _write_maps(
+        tmp_path / "scans/s1", "ct.nii.gz", *(f"segmentations/{mask}.nii.gz" for mask in masks), values=(0, 1)
+    )
+    card = write_new_card(tmp_path / "scans", out).card
+    assert card.masks == ("liver_tumor", "kidney_left", "liver", "kidney", "body")
+    assert card.labels[5] == ["background"]
+
+
 def test_masks_of_no_known_organ_are_refused(tmp_path, out):
     _write_maps(tmp_path / "cases", "a/ct.nii.gz", "a/masks/x1.nii.gz", "a/masks/y.nii.gz")
     with pytest.raises(DataError, match=r"none of its masks \(x1, y, \.\.\.\)"):
