@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.dicom_series import DAMAGED
 from partialseg.data.voxel_files import MAX_VOXELS
+from partialseg.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
 #: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm.
@@ -50,6 +52,9 @@ def stamp(paths: Sequence[Path]) -> str:
 
 def content_hash(paths: Sequence[Path]) -> str:
     """A hash of the content of some files or folders, wherever they lie; a missing one has no content.
+
+    Raises:
+        DataError: If a file may not or cannot be read.
 
     Example:
         >>> content_hash([Path("no such file")]) == content_hash([Path("no such file either")])
@@ -140,7 +145,7 @@ def _files(path: Path) -> list[tuple[str, Path]]:
         return sorted((name, file) for name, file in names if not re.search(r"(^|/)\.", name))
     files = [path] if path.is_file() else []
     if files and path.suffix == ".mhd":
-        with path.open("rb") as file:
+        with _readable(path), path.open("rb") as file:
             named = _DATA_FILE.search(file.read(1 << 16))
         name = os.fsdecode(named[1]) if named else ""
         # What leaves the folder is not read.
@@ -150,9 +155,22 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     return [("" if file == path else file.name, file) for file in files]
 
 
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say on one line which file the user or the disk does not let be read."""
+    try:
+        yield
+    except PermissionError as error:
+        problem = "may not be read, expected a file that you can read"
+        raise DataError(path, problem, "give yourself the permission") from error
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}), expected a file on a sound disk"
+        raise DataError(path, problem, "copy it again") from error
+
+
 def _hash_of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _readable(path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

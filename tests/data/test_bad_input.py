@@ -204,6 +204,27 @@ def test_a_case_that_is_mended_is_prepared_by_the_next_run(tmp_path):
     assert (second.done, second.skipped, second.problems) == (1, 1, [])
 
 
+def test_a_file_that_may_not_be_read_is_one_line_to_root_as_well(tmp_path, monkeypatch):
+    """No file is closed to root, so that opening one is made to fail as it fails for everybody else."""
+    raw = tmp_path / "raw"
+    for name in ("aa_good", "closed"):
+        broken_inputs.write_good_case(raw, "scans", name)
+    broken_inputs.write_card(raw / "scans.md")
+    opened = Path.open
+
+    def open_what_is_not_closed(path, *arguments, **options):
+        if path.name == "closed.nii.gz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_what_is_not_closed)
+    result = prepare([read_card(raw / "scans.md")], raw, tmp_path / "out", (2.0, 1.0, 1.0), jobs=1)
+    (line,) = map(str, result.problems)
+    assert line.startswith(str(raw / "scans" / "images" / "closed.nii.gz") + ": may not be read, expected")
+    assert line.endswith("; give yourself the permission")
+    assert result.done == 1
+
+
 def test_the_page_has_a_row_for_each_input():
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     shown = {row.split("`")[1]: row for row in rows}
