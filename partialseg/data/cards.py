@@ -56,6 +56,16 @@ def _stays_inside(path: str) -> str:
     return path
 
 
+def _one_case(name: str) -> str:
+    """Only `exclude` and `unlabelled` take patterns; elsewhere one would be the name of no case."""
+    if "*" in name or "?" in name:
+        raise ValueError(f"found the pattern {name!r}, expected the name of one case")
+    return name
+
+
+_CaseName = Annotated[_Text, AfterValidator(_one_case)]
+
+
 class _Part(BaseModel):
     """Strict: an unknown field or a number in quotes is an error rather than a guess."""
 
@@ -91,7 +101,18 @@ class Splits(_Part):
     """Which cases are for testing: a fraction drawn by `seed`, or a list of case names."""
 
     seed: int = 0
-    test: Annotated[float, Field(ge=0, le=1)] | list[_Text] = 0.2
+    test: float | list[_Text] = 0.2
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _share_or_names(cls, test: Any) -> Any:
+        is_share = isinstance(test, int | float) and not isinstance(test, bool) and 0 <= test <= 1
+        is_names = isinstance(test, list) and all(isinstance(name, str) and name for name in test)
+        if not is_share and not is_names:
+            raise ValueError("expected a share from 0 to 1, or a list of names of cases")
+        for name in test if is_names else ():
+            _one_case(name)
+        return test
 
 
 class Override(_Part):
@@ -161,7 +182,7 @@ class Card(_Part):
     labels: dict[Annotated[int, Field(ge=1, le=32767)], list[_Name]]
     masks: tuple[str, ...] = ()
     annotated: Annotated[list[_Name], Field(min_length=1)]
-    cases: dict[_Text, Override] = {}
+    cases: dict[_CaseName, Override] = {}
     missing_masks: Literal["empty", "not annotated"] = "empty"
     split_sides: bool = False
     exclude: dict[_Text, _Text] = {}

@@ -141,7 +141,7 @@ def in_plain_words(error: ErrorDetails) -> str:
         return "the field is missing, expected a value"
     if error["type"] == "extra_forbidden":
         return "there is no such field, expected one spelt as in the examples"
-    found = _SHORT.repr(error["input"])
+    found = "nothing" if error["input"] is None else _SHORT.repr(error["input"])
     if error["type"] == "string_pattern_mismatch":
         return f"found {found}, expected letters, digits and _ . - (a letter or a digit first)"
     expected, is_pydantics_own = re.subn(r"^\w+ should (be|have) ", "expected ", error["msg"])
@@ -151,6 +151,7 @@ def in_plain_words(error: ErrorDetails) -> str:
         return message if says_what_it_found else f"{message}, found {found}"
     for words, plain in _PLAIN_WORDS.items():
         expected = expected.replace(words, plain)
+    expected = re.sub(r" or (an )?instance of \w+", "", expected)  # a class of ours
     return f"found {found}, {expected}"
 
 
