@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26,<2",
         "scipy>=1.11",
         "nibabel>=5.2",
+        "isal>=1.6",
         "pydicom>=3.0",
         "python-gdcm>=3.0.24",
         "Pillow>=10",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
+from partialseg.data.boxes import value_boxes
 from partialseg.data.cards import Card, RawCase
 from partialseg.data.intensity import Intensity, intensity_problem, measure_intensity
 from partialseg.data.label_files import read_case_label
@@ -129,7 +129,7 @@ def order_notes(card: Card, label: Volume) -> tuple[str, ...]:
 
 def _organ_centres_mm(card: Card, label: Volume) -> dict[str, np.ndarray]:
     """Centre of each organ that has a value of its own, `(z, y, x)` in mm from the first voxel."""
-    boxes = ndimage.find_objects(label.array)
+    boxes = value_boxes(label.array)
     centres = {}
     for organ in card.annotated:
         total, moment = 0, np.zeros(3)

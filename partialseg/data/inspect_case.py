@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from partialseg.data.boxes import value_boxes
 from partialseg.data.cards import Card, RawCase
 from partialseg.data.checks import Examined, examine, label_values
 from partialseg.data.classes import organ_colours
@@ -282,7 +283,7 @@ def _mean_x(mask: np.ndarray) -> float:
 
 def _piece_notes(values: np.ndarray, present: dict[str, int], spacing_mm: Sequence[float]) -> list[str]:
     """Organs of which a piece lies far from the rest."""
-    boxes = ndimage.find_objects(values)
+    boxes = value_boxes(values)
     notes = []
     for organ, value in present.items():
         box = boxes[value - 1]

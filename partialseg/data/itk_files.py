@@ -9,7 +9,6 @@ NRRD: http://teem.sourceforge.net/nrrd/format.html. MetaImage: https://itk.org/W
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import zlib
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip
 
 from partialseg.data.voxel_files import (
     ANY_LIMITS,
@@ -372,7 +372,7 @@ def _data_file(named: str, fields: _Fields) -> Path:
 def _decoded(file: BinaryIO, header: _Header) -> BinaryIO:
     """The voxels of a file that stands at their first byte."""
     if header.encoding == "gzip":
-        return gzip.GzipFile(fileobj=file, mode="rb")
+        return igzip.IGzipFile(fileobj=file, mode="rb")
     return io.BufferedReader(_Inflated(file, header.num_bytes)) if header.encoding == "zlib" else file
 
 

@@ -7,7 +7,6 @@ decompressed than a header promises that the file can keep.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import logging
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 
 from partialseg.data.voxel_files import (
@@ -84,7 +84,7 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if compressed:
-            with gzip.GzipFile(fileobj=file, mode="rb") as stream:
+            with igzip.IGzipFile(fileobj=file, mode="rb") as stream:
                 yield stream, True
         else:
             yield file, False

@@ -34,7 +34,7 @@ from partialseg.storage import Location, is_remote, list_files, path_or_url, rea
 if TYPE_CHECKING:
     from upath import UPath
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _is_folder_name(name: str) -> str:

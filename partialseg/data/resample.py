@@ -15,7 +15,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import ndimage
+
+from partialseg.data.boxes import bounding_box, value_boxes
 
 #: Shares of a voxel that differ by less than this count as equal.
 _SAME_SHARE = 1e-4
@@ -155,7 +156,7 @@ def resample_label(
     labels = np.zeros(new_shape, dtype=array.dtype)
     largest, foreground = (np.zeros(new_shape, dtype=np.float32) for _ in range(2))
     territories = []
-    for index, box in enumerate(_boxes(array)):
+    for index, box in enumerate(value_boxes(array)):
         if box is None:
             continue
         reached = tuple(_reached(matrix, part) for matrix, part in zip(matrices, box, strict=True))
@@ -200,7 +201,7 @@ def resample_back(
     ratios = _ratios(spacing_mm, original_spacing_mm)
     matrices = [_linear_matrix(n, m, r) for n, m, r in zip(scores.shape, shape, ratios, strict=False)]
     labels = np.zeros(tuple(shape), dtype=np.uint8)
-    box = _bounding_box(np.stack([plane.argmax(-1) > 0 for plane in scores]))
+    box = bounding_box(np.stack([plane.argmax(-1) > 0 for plane in scores]))
     if box is None:
         return labels
     reached = [_reached(matrix, part) for matrix, part in zip(matrices, box, strict=True)]
@@ -387,29 +388,3 @@ def _reached(matrix: np.ndarray, part: slice) -> slice:
     """The outputs on which a part of the inputs has any influence."""
     rows = np.flatnonzero(matrix[:, part].any(axis=1))
     return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
-
-
-def _boxes(array: np.ndarray) -> list[tuple[slice, ...] | None]:
-    """The box around each value from 1 on; None for one that is not there."""
-    whole = _bounding_box(array)
-    if whole is None:
-        return []
-    # Most of a scan is background, which is passed over far faster than SciPy does.
-    boxes = ndimage.find_objects(array[whole])
-    return [box and tuple(map(_moved, box, whole)) for box in boxes]
-
-
-def _moved(part: slice, start: slice) -> slice:
-    """A part of what begins at `start`, counted from where that is counted."""
-    return slice(part.start + start.start, part.stop + start.start)
-
-
-def _bounding_box(array: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The smallest box around all that is not 0."""
-    rows = array.any(axis=2)
-    depth, height = (np.flatnonzero(rows.any(axis=axis)) for axis in (1, 0))
-    if not len(depth):
-        return None
-    z, y = (slice(int(part[0]), int(part[-1]) + 1) for part in (depth, height))
-    width = np.flatnonzero(array[z, y].any(axis=(0, 1)))
-    return z, y, slice(int(width[0]), int(width[-1]) + 1)

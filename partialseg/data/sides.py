@@ -6,6 +6,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from partialseg.data.boxes import bounding_box
+
 #: A component counts as an organ of its own from this part of the largest one's volume on; below, as a speck.
 MAIN_PART = 0.03
 #: Two organs stand side by side where their centres are this many organ sizes apart along x; an organ's size
@@ -51,7 +53,7 @@ def split_left_right(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, 
         )
     order = "F" if mask.flags.f_contiguous else "C"  # zeros_like would keep it too, but writes every zero
     left, right = (np.zeros(mask.shape, dtype=bool, order=order) for _ in range(2))
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     if box is None:
         return left, right, "empty"
 
@@ -74,19 +76,6 @@ def split_left_right(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, 
     sides = side_of[components]
     left[box], right[box] = sides == 1, sides == 2
     return left, right, "split"
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box around what is not 0."""
-    box = []
-    for axis in range(3):
-        # One axis after the other, each time within the box so far, so that a large mask is read about once.
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(mask[tuple(box)].any(axis=others))
-        if not len(filled):
-            return None
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
 
 
 def _side_by_side(

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from isal import isal_zlib
 
 from partialseg.errors import DataError
 
@@ -214,7 +215,7 @@ def no_traceback(kind: str, path: Path) -> Iterator[None]:
             f"is cut short (its compressed content has no end), expected a whole {kind} file",
             "download it again",
         ) from error
-    except (OSError, ValueError, zlib.error) as error:
+    except (OSError, ValueError, zlib.error, isal_zlib.IsalError) as error:
         raise DataError(
             path, f"is damaged ({error}), expected a {kind} file with the right checksum", "download it again"
         ) from error

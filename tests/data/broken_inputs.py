@@ -1123,7 +1123,7 @@ def manifest_is_too_deep(folder: Path) -> None:
     (folder / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
 
 
-@prepared("manifest.json", "format None", "expected 1", "again")
+@prepared("manifest.json", "format None", "expected 2", "again")
 def manifest_is_a_list(folder: Path) -> None:
     """JSON of something else."""
     (folder / "manifest.json").write_text("[1, 2]")

@@ -622,7 +622,7 @@ def test_folder_of_another_format_is_not_overwritten(tmp_path, raw):
     card = write_card(tmp_path)
     run(card, raw, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 999'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 999'))
     with pytest.raises(
         DataError, match=r"has format 999, expected .*; give another folder, or delete this file"
     ):

@@ -91,9 +91,9 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is nested too deeply"),
-        (b"[]", "has format None, expected 1"),
-        (b'{"format": 0}', "has format 0, expected 1"),
-        (b'{"format": 1}', "classes: the field is missing"),
+        (b"[]", "has format None, expected 2"),
+        (b'{"format": 0}', "has format 0, expected 2"),
+        (b'{"format": 2}', "classes: the field is missing"),
     ],
     ids=["cut", "not utf-8", "deep", "a list", "another format", "nothing else"],
 )
