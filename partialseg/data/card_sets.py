@@ -153,8 +153,9 @@ def expand(names: Sequence[str]) -> tuple[list[Card], tuple[str, ...] | None]:
 def organ_notes(cards: Sequence[Card], organs: Sequence[str] | None = None) -> list[str]:
     """What is odd about the organs of some cards: nothing is wrong by itself, but somebody should look.
 
-    Noted are organs that look misspelt; organs that are a part of a class, or have a class as a part; and
-    values that a card calls background (none of the classes) though it does not annotate some of the classes.
+    Noted are organs that look misspelt; organs that are a part of a class, or have a class as a part, where the
+    class list has one of the two, or both and the card does not tell them apart; and values that a card calls
+    background (none of the classes) though it does not annotate some of the classes.
 
     Args:
         cards: The cards.
@@ -178,10 +179,15 @@ def organ_notes(cards: Sequence[Card], organs: Sequence[str] | None = None) -> l
 
 
 def _part_notes(card: Card, classes: Sequence[str]) -> list[str]:
-    """Organs that would be background in the class list, though a class is more or less the same."""
+    """Organs that would get the wrong class, since a class is more or less the same."""
     notes = []
     for whole, parts in PARTS.items():
         for part in parts:
+            if {whole, part} <= {*classes} and whole in card.annotated and part not in card.annotated:
+                notes.append(
+                    f"{card.path}: {whole} in {card.name} may be {part}, which is a class of its own; "
+                    f"leave one of the two out of the classes, or write [{whole}, {part}] for it in a copy of the card"
+                )
             for organ, other in ((part, whole), (whole, part)):
                 lost = organ in card.annotated and organ not in classes and other in classes
                 if lost and (organ == part or other not in card.annotated):

@@ -158,6 +158,13 @@ def test_an_organ_that_would_be_lost_in_a_class_list_is_noted(write_set, tmp_pat
     assert "prostate_or_uterus is more than the class prostate" in note
 
 
+def test_an_organ_that_may_be_another_class_is_noted():
+    cards = [read_card("amos22"), read_card("totalsegmentator")]
+    (note,) = organ_notes(cards)
+    assert "prostate_or_uterus in amos22 may be prostate, which is a class of its own" in note
+    assert organ_notes(cards, ["liver", "spleen"]) == []
+
+
 def test_background_of_a_card_that_may_be_a_class_is_noted():
     (note,) = organ_notes([read_card("btcv")], [*PAPER_ORGANS, "stomach"])
     assert (
