@@ -68,7 +68,7 @@ def to_prepared_values(
             lookup[value] = value_of[_meaning(names, classes)]
     result = np.empty(label.array.shape, dtype=np.uint8)
     for plane, raw_plane in zip(result, label.array, strict=True):
-        plane[...] = lookup[raw_plane]
+        np.take(lookup, raw_plane, out=plane, mode="clip")  # none is out of range; "clip" spares the looking
     notes = order_notes(card, label)
     if card.split_sides:
         sides = {name: 0 if name in free else value_of[_meaning([name], classes)] for name in _sides(card)}
