@@ -201,27 +201,35 @@ def _parse_mapping(text: str, file: Path, first_line: int) -> FrontMatter:
                 f"line {first_line}: expected `field: value`, found {found}",
                 "write a field on each line",
             )
-        _refuse_repeated_keys(node, file, first_line, set())
+        _refuse_repeated_keys(node, loader, file, first_line, set())
         return FrontMatter(loader.construct_document(node), node, first_line)
     finally:
         loader.dispose()
 
 
-def _refuse_repeated_keys(node: yaml.Node, file: Path, first_line: int, visited: set[int]) -> None:
+def _refuse_repeated_keys(
+    node: yaml.Node, loader: yaml.SafeLoader, file: Path, first_line: int, visited: set[int]
+) -> None:
     """YAML would let the last of two equal keys win, and one label value would vanish."""
     if id(node) in visited:  # an alias: what it stands for was looked at, and may be nested a billion times
         return
     visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        seen: dict[Any, str] = {}
         for key, value in node.value:
-            if str(key.value) in seen:
-                line = key.start_mark.line + first_line
+            text, line = str(key.value), key.start_mark.line + first_line
+            if key.tag == "tag:yaml.org,2002:merge":  # it repeats keys, and a few lines may mean a billion
                 raise DataError(
-                    file, f"line {line}: `{key.value}` is there twice, expected once", "keep one of the two"
+                    file, f"line {line}: found `<<`, expected the fields themselves", "write them out"
                 )
-            seen.add(str(key.value))
-            _refuse_repeated_keys(value, file, first_line, visited)
+            # For YAML, `yes` is true, which for Python is 1, and 0x1 is 1 for both.
+            meant = loader.construct_object(key) if isinstance(key, yaml.ScalarNode) else text
+            first = seen.get(text, seen.get(meant))
+            if first is not None:
+                found = "is there twice" if first == text else f"means the same as `{first}`"
+                raise DataError(file, f"line {line}: `{text}` {found}, expected once", "keep one of the two")
+            seen[text] = seen[meant] = text
+            _refuse_repeated_keys(value, loader, file, first_line, visited)
     elif isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _refuse_repeated_keys(child, file, first_line, visited)
+            _refuse_repeated_keys(child, loader, file, first_line, visited)
