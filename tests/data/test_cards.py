@@ -201,7 +201,7 @@ def test_an_error_names_file_line_and_field(write_card, replacements, line, fiel
         ([("  3: background", "  1: background")], "line 12: `1` is there twice"),
         ([("  3: background", "  yes: background")], "line 12: `yes` means the same as `1`"),
         ([("  3: background", "  0x1: background")], "line 12: `0x1` means the same as `1`"),
-        ([("title: Toy", "counts: {<<: {labelled: 1}}")], "line 4: found `<<`, expected the fields"),
+        ([("title: Toy", "title: {<<: {a: 1}}")], "line 3: found `<<`, expected the fields"),
         ([(CARD.split("---\n")[1], "- a list\n")], "line 2: expected `field: value`"),
         ([("title: Toy", "title: To\x07y")], "not YAML .*character"),
         ([("title: Toy", "title: 2023-02-30")], "not YAML .*day is out of range"),
