@@ -154,7 +154,7 @@ def test_damaged_file_is_named_and_nothing_in_it_is_run(content, where, tmp_path
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("place", ["{}/image.npy", "memory://nowhere/image.npy"])
+@pytest.mark.parametrize("place", ["{}/image.npy", "memory://nowhere/liver_416/image.npy"])
 def test_missing_file_is_named(place, tmp_path):
     with pytest.raises(DataError, match=r"image\.npy: there is no such file"):
         open_array(path_or_url(place.format(tmp_path)))
