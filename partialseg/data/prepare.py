@@ -358,8 +358,8 @@ def _remove_left_overs(out: Location) -> None:
     """Remove what a killed run left under temporary names."""
     if is_remote(out):  # nothing lies there under a temporary name
         return
-    for path in [*out.glob(".partial-*"), *out.glob("*/.partial-*")]:
+    for path in [path for below in ("", "*/", "*/*/") for path in out.glob(f"{below}.partial-*")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may have gone with its folder

@@ -203,6 +203,9 @@ def test_left_overs_of_a_killed_run_are_removed(tmp_path, raw):
     left_over.mkdir(parents=True)
     (left_over / "image.npy").touch()
     (tmp_path / "out" / ".partial-0123abcd-manifest.json").touch()
+    entry = tmp_path / "out" / "small" / "berta_ct" / ".partial-0123abcd-case.json"
+    entry.parent.mkdir()
+    entry.touch()
     run(write_card(tmp_path), raw, tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
