@@ -185,7 +185,8 @@ def _report(
     coverage = {
         organ: {card.name: _cover(organ, card, checked, outliers) for card in cards} for organ in classes[1:]
     }
-    owners = {str(problem): case for case in checked for problem in case.problems}
+    # Two cards may read the same files, so that their problems have the same words.
+    owners = {id(problem): case for case in checked for problem in case.problems}
     return {
         "classes": list(classes),
         "organs": {organ: _describe_organ(coverage[organ]) for organ in classes[1:]},
@@ -196,7 +197,7 @@ def _report(
         "cases": [
             _describe_case(case, tasks_of[key], splits[key], notes[key]) for key, case in cases.items()
         ],
-        "problems": [_describe_problem(problem, owners.get(str(problem))) for problem in problems],
+        "problems": [_describe_problem(problem, owners.get(id(problem))) for problem in problems],
     }
 
 

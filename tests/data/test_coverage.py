@@ -211,6 +211,17 @@ def test_a_scan_in_training_and_in_test_data_is_leakage(two_datasets):
     assert not result.problems
 
 
+def test_problems_of_a_file_that_two_cards_read_are_those_of_either_dataset(two_datasets):
+    (two_datasets / "here" / "a_ct.nii.gz").write_bytes(b"")
+    cards = [read_card(two_datasets / "here.md")]
+    cards.append(cards[0].model_copy(update={"name": "again", "folders": ["here"]}))
+    report = check(cards, two_datasets, jobs=1).report
+    problems = [(entry["dataset"], entry["case"], entry["problem"]) for entry in report["problems"]]
+    assert sorted(problems) == [
+        (name, "a_ct", "is empty, expected a NIfTI file") for name in ("again", "here")
+    ]
+
+
 def test_notes_are_counted(two_datasets):
     cards = [read_card(two_datasets / f"{name}.md") for name in ("here", "there")]
     assert check(cards[:1], two_datasets, jobs=1).num_notes == 0
