@@ -558,6 +558,10 @@ def _split_repeats(slices: list[Slice]) -> list[list[Slice]]:
         groups: dict[Any, list[Slice]] = defaultdict(list)
         for one in slices:
             groups[getattr(one, field)].append(one)
+        for value in [value for value, group in groups.items() if all(one.missing for one in group)]:
+            # No series of its own; it is reported when the others are read.
+            lost = groups.pop(value)
+            max(groups.values(), key=len).extend(lost)
         if len(groups) > 1 and not any(map(_repeats, groups.values())):
             # One slice of its own is a copy of another, not a series.
             return list(groups.values()) if min(map(len, groups.values())) > 1 else [slices]

@@ -224,6 +224,17 @@ def test_repeated_positions_are_told_apart_by_acquisition_or_time(tmp_path, pixe
     np.testing.assert_array_equal(array, (2 * pixels + 2).transpose(2, 1, 0))
 
 
+def test_slices_without_a_place_are_no_series_of_their_own(tmp_path, pixels):
+    for value in (1, 2, 3):
+        for index in range(4):
+            place = (0, 0, index) if value < 3 else ("", "", "")
+            write_slice(tmp_path / f"{value}_{index}", pixels[index], place, AcquisitionNumber=value)
+    assert [series.description for series in list_series(tmp_path)] == ["(acquisition 1)", "(acquisition 2)"]
+    assert read_series(tmp_path, "*2)")[0].shape == (5, 3, 4)
+    with pytest.raises(DataError, match="ImagePositionPatient not given or no usable numbers"):
+        read_series(tmp_path, "*1)")
+
+
 def test_a_few_slices_across_a_longer_series_are_a_scout(folder, pixels):
     write_slice(folder / "scout", pixels[0], (0, 0, 0), ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
     assert read_series(folder)[0].shape == (5, 3, 4)
