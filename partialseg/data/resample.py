@@ -234,7 +234,7 @@ def _lowest_share(shares: np.ndarray) -> float:
 
     Equal shares, as of all voxels along a flat thin sheet, are taken or left together.
     """
-    count = round(float(shares.sum(dtype=np.float64)))
+    count = min(round(float(shares.sum(dtype=np.float64))), len(shares))  # rounding may take shares beyond 1
     if count == 0:
         return np.inf
     last = float(np.partition(shares, -count)[-count])

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from partialseg.data.resample import resample_back, resample_image, resample_label, resampled_grid
+from partialseg.data.resample import (
+    _lowest_share,
+    resample_back,
+    resample_image,
+    resample_label,
+    resampled_grid,
+)
 
 GRIDS = [
     pytest.param((9, 31, 24), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5), id="up across, down in plane"),
@@ -247,6 +253,11 @@ def test_value_between_two_samples_is_left_out():
     label = np.zeros((1, 1, 9), dtype=np.uint8)
     label[..., 4] = 1
     assert not resample_label(label, (1, 1, 1), (1, 1, 4)).any()
+
+
+def test_shares_that_rounding_takes_beyond_one_leave_nothing_out():
+    shares = np.full(10**7, np.nextafter(np.float32(1), np.float32(2)))
+    assert _lowest_share(shares) <= 1
 
 
 def test_empty_label_map_stays_empty():
