@@ -15,6 +15,7 @@ from partialseg.data.classes import BACKGROUND
 from partialseg.data.dicom import read_mask, slice_order
 from partialseg.data.raw_files import extent
 from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
+from partialseg.data.voxel_files import MAX_VOXELS
 from partialseg.errors import DataError
 
 #: How far masks of one case may lie apart, in parts of the smallest voxel size; rounding stays below it.
@@ -86,7 +87,10 @@ def with_missing_masks(card: Card, cases: Iterable[RawCase]) -> Card:
 
 def _most_voxels(raw_case: RawCase) -> int:
     """What a label map may claim: what its scan has, and room for one that is somewhat off, which is told later."""
-    return max(_ALWAYS_READ, 2 * extent(raw_case.image).voxels)
+    voxels = extent(raw_case.image).voxels
+    return (
+        max(_ALWAYS_READ, 2 * voxels) if voxels else MAX_VOXELS
+    )  # a scan that does not say is a problem itself
 
 
 def _read_masks(card: Card, folder: Path, most_voxels: int) -> Volume:

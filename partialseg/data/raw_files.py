@@ -24,10 +24,12 @@ from partialseg.data.voxel_files import MAX_VOXELS
 from partialseg.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
-#: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm.
-_SIZES = re.compile(rb"^(?:sizes|DimSize)\s*[:=]\s*(\d[\d ]*)", re.MULTILINE)
-_SPACINGS = re.compile(rb"^(?:spacings|ElementSpacing)\s*[:=]\s*(\d[-+.\deE ]*)", re.MULTILINE)
-_DIRECTIONS = re.compile(rb"^space directions\s*:\s*((?:\([-+.\deE, ]+\)\s*){3})", re.MULTILINE)
+#: In the text header of an NRRD or a MetaImage: the sizes of its axes, and of its voxels in mm. Letters may be large
+#: or small.
+_FIELD = re.MULTILINE | re.IGNORECASE
+_SIZES = re.compile(rb"^(?:sizes|DimSize)\s*[:=]\s*(\d[\d ]*)", _FIELD)
+_SPACINGS = re.compile(rb"^(?:spacings|ElementSpacing)\s*[:=]\s*(\d[-+.\deE ]*)", _FIELD)
+_DIRECTIONS = re.compile(rb"^space directions\s*:\s*((?:\([-+.\deE, ]+\)\s*){3})", _FIELD)
 #: Links are followed, and may lead back to where they are.
 _DEPTHS = ("*", "*/*", "*/*/*", "*/*/*/*")
 _DATA_FILE = re.compile(rb"^ElementDataFile\s*=\s*(\S.*?)\s*$", re.MULTILINE)
@@ -91,9 +93,9 @@ def extent(path: Path) -> Extent:
         return Extent()
     first = files[len(files) // 2] if path.is_dir() else path
     try:
-        if first.name.endswith((".nii", ".nii.gz")):
+        if first.name.lower().endswith((".nii", ".nii.gz")):
             voxels, voxel_mm3 = _extent_of_nifti(first)
-        elif first.suffix in (".nrrd", ".mha", ".mhd"):
+        elif first.suffix.lower() in (".nrrd", ".mha", ".mhd"):
             voxels, voxel_mm3 = _extent_of_text_header(first)
         else:
             header = pydicom.dcmread(first, stop_before_pixels=True)
@@ -144,7 +146,7 @@ def _files(path: Path) -> list[tuple[str, Path]]:
         names = [(file.relative_to(path).as_posix(), file) for file in below]
         return sorted((name, file) for name, file in names if not re.search(r"(^|/)\.", name))
     files = [path] if path.is_file() else []
-    if files and path.suffix == ".mhd":
+    if files and path.suffix.lower() == ".mhd":
         with _readable(path), path.open("rb") as file:
             named = _DATA_FILE.search(file.read(1 << 16))
         name = os.fsdecode(named[1]) if named else ""

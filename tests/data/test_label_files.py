@@ -38,6 +38,13 @@ def case(folder, label="masks", image="ct.nii.gz"):
     return RawCase("some_set", "case_1", folder / image, folder / label)
 
 
+def test_a_large_label_map_is_no_problem_where_its_scan_is_damaged(tmp_path):
+    (tmp_path / "ct.nii.gz").write_bytes(b"damaged")
+    nib.save(nib.Nifti1Image(np.zeros((512, 512, 65), np.uint8), AFFINE), tmp_path / "label.nii.gz")
+    card = write_card(tmp_path, {1: "liver"}, label="*/label.nii.gz")
+    assert read_case_label(card, case(tmp_path, "label.nii.gz")).array.shape == (65, 512, 512)
+
+
 def box(*where):
     array = np.zeros(SHAPE, np.uint8)
     array[where] = 1

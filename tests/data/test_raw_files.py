@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from partialseg.data.raw_files import content_hash, extent, stamp
+from partialseg.data.raw_files import Extent, content_hash, extent, stamp
 
 
 @pytest.fixture
@@ -72,6 +72,14 @@ def test_data_file_beside_a_header_counts(tmp_path):
     assert content_hash([tmp_path / "scan.mhd"]) != first
     assert extent(tmp_path / "scan.mhd").voxels == 24
     assert extent(tmp_path / "scan.mhd").volume_mm3 == 24 * 6
+
+
+def test_suffixes_and_fields_may_be_in_other_letters(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii.gz").rename(tmp_path / "SCAN.NII.GZ")
+    (tmp_path / "SCAN.NRRD").write_text("NRRD0004\nSizes: 4 5 6\nSpacings: 1 1 1\n\n")
+    for suffix in ("NII.GZ", "NRRD"):
+        assert extent(tmp_path / f"SCAN.{suffix}") == Extent(120, 120)
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nii.gz", ".nii"])
