@@ -37,10 +37,11 @@ from partialseg.storage import Location, is_remote, read_bytes
 #: Voxels of each annotated value that are listed for patches to centre on.
 MAX_FOREGROUND = 10_000
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
-#: What a worker takes to prepare a case: for Python and its libraries, for each raw and each prepared voxel.
+#: What a worker takes to prepare a case: for Python and its libraries, ...
 BASE_BYTES = 300_000_000
-BYTES_PER_VOXEL = 14
-BYTES_PER_PREPARED_VOXEL = 8
+#: ... and for each raw and each prepared voxel, until the image is resampled, and while the label map is (with an
+#: organ that fills the scan).
+BYTES_PER_VOXEL = ((14, 8), (2, 26))
 
 
 class CannotWriteError(DataError):
@@ -146,8 +147,9 @@ def prepare_case_elsewhere(task: PrepareTask) -> tuple[Case, bool]:
 def memory_needed(raw_case: RawCase, spacing_mm: Sequence[float]) -> int:
     """Bytes that a worker takes at most to prepare a case, from the header of its scan.
 
-    It is 0.3 GB for Python and its libraries, 14 bytes for each voxel of the scan, and 8 for each prepared one:
-    4.2 GB for 512 x 512 x 1000 voxels of 0.8 x 0.8 x 1 mm. What workers really take was measured to stay below.
+    It is 0.3 GB for Python and its libraries, 14 bytes for each voxel of the scan, and 8 for each prepared one (2 and
+    26 where that is more, since voxels become smaller): 4.2 GB for 512 x 512 x 1000 voxels of 0.8 x 0.8 x 1 mm. What
+    workers really take was measured to stay below.
 
     Args:
         raw_case: The case.
@@ -155,7 +157,8 @@ def memory_needed(raw_case: RawCase, spacing_mm: Sequence[float]) -> int:
     """
     scan = extent(raw_case.image)
     prepared_voxels = scan.volume_mm3 / math.prod(spacing_mm)
-    return int(BASE_BYTES + BYTES_PER_VOXEL * scan.voxels + BYTES_PER_PREPARED_VOXEL * prepared_voxels)
+    steps = (raw * scan.voxels + prepared * prepared_voxels for raw, prepared in BYTES_PER_VOXEL)
+    return int(BASE_BYTES + max(steps))
 
 
 def fingerprint(task: PrepareTask, content: str) -> str:

@@ -389,16 +389,24 @@ def test_case_that_needs_more_memory_than_allowed_is_named_and_the_rest_go_on(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "dtype", "spacing"),
-    [((512, 512, 40), "int16", 3.0), ((256, 256, 100), "float64", 3.0), ((96, 96, 60), "float32", 0.6)],
+    ("size", "dtype", "spacing", "organ_fills_it"),
+    [
+        ((512, 512, 40), "int16", 3.0, False),
+        ((256, 256, 100), "float64", 3.0, False),
+        ((96, 96, 60), "float32", 0.6, False),
+        ((96, 96, 100), "int16", 0.6, True),
+    ],
 )
-def test_worker_takes_no_more_memory_than_stated(tmp_path, size, dtype, spacing):
+def test_worker_takes_no_more_memory_than_stated(tmp_path, size, dtype, spacing, organ_fills_it):
     folder = make(tmp_path, 0, size)
     write_case(folder / "raw", "case", size, 0)
     for kind in ("ct", "label"):
         path = folder / "raw" / f"case_{kind}.nii.gz"
         image = nib.load(path)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine), path)
+        array = np.asarray(image.dataobj).astype(dtype)
+        if kind == "label" and organ_fills_it:
+            array[:] = 1
+        nib.save(nib.Nifti1Image(array, image.affine), path)
     code = (
         "import re, sys\nfrom pathlib import Path\nfrom partialseg.data.cards import find_cases, read_card\n"
         "from partialseg.data.prepare_case import PrepareTask, memory_needed, prepare_case\n"
