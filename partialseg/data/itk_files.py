@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -155,7 +155,7 @@ class _Fields(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._fields[name]
 
-    def __iter__(self) -> iter:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 
     def __len__(self) -> int:
