@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from partialseg.data.cards import IGNORE, Card, read_card, shipped_cards
-from partialseg.data.classes import BACKGROUND, MAX_ORGANS, PARTS, did_you_mean
+from partialseg.data.classes import BACKGROUND, MAX_ORGANS, PARTS, did_you_mean, names_a_finding
 from partialseg.data.front_matter import FrontMatter, read_yaml, validation_problem
 from partialseg.errors import DataError
 
@@ -153,9 +153,9 @@ def expand(names: Sequence[str]) -> tuple[list[Card], tuple[str, ...] | None]:
 def organ_notes(cards: Sequence[Card], organs: Sequence[str] | None = None) -> list[str]:
     """What is odd about the organs of some cards: nothing is wrong by itself, but somebody should look.
 
-    Noted are organs that look misspelt; organs that are a part of a class, or have a class as a part, where the
-    class list has one of the two, or both and the card does not tell them apart; and values that a card calls
-    background (none of the classes) though it does not annotate some of the classes.
+    Noted are organs that look misspelt; tumours that are no class; organs that are a part of a class, or have a
+    class as a part, where the class list has one of the two, or both and the card does not tell them apart; and
+    values that a card calls background (none of the classes) though it does not annotate some of the classes.
 
     Args:
         cards: The cards.
@@ -174,6 +174,11 @@ def organ_notes(cards: Sequence[Card], organs: Sequence[str] | None = None) -> l
         for organ in card.annotated:
             if meant := did_you_mean(organ, others):
                 notes.append(f"{card.path}: `{organ}` is no organ of any other card; did you mean {meant}?")
+            if names_a_finding(organ) and organ not in classes:
+                notes.append(
+                    f"{card.path}: {organ} would be background in {card.name}; if it lies in an organ that is a class, "
+                    "write that organ for it"
+                )
         notes += _part_notes(card, classes) + _background_notes(card, classes)
     return notes
 

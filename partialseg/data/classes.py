@@ -120,6 +120,8 @@ _SYNONYMS: dict[str, str] = {
 }
 _SIDES = {"left": "left", "lt": "left", "l": "left", "right": "right", "rt": "right", "r": "right"}
 
+_FINDING = re.compile(r"cancer|tumou?rs?|lesions?|cysts?|mass|masses|metastas[ei]s|nodules?", re.IGNORECASE)
+
 #: Colours of Fig. 1 and Fig. 4: red, yellow, green, blue, cyan.
 PAPER_COLOURS: dict[str, str] = {
     "liver": "#ff0000",
@@ -221,6 +223,16 @@ def organs_meant(text: str) -> tuple[str, ...]:
     if f"left_{name}" in KNOWN_ORGANS:
         return f"left_{name}", f"right_{name}"
     return (name,)
+
+
+def names_a_finding(text: str) -> bool:
+    """Whether words say what is in an organ, and not in which.
+
+    Example:
+        >>> names_a_finding("tumor"), names_a_finding("liver_tumor")
+        (True, False)
+    """
+    return _FINDING.fullmatch(text.strip()) is not None
 
 
 def did_you_mean(name: str, others: Iterable[str] = ()) -> str | None:

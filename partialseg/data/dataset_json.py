@@ -10,18 +10,12 @@ from typing import Any
 
 from partialseg.data.card_text import Draft, Meaning
 from partialseg.data.cards import IGNORE
-from partialseg.data.classes import BACKGROUND, organs_meant
+from partialseg.data.classes import BACKGROUND, names_a_finding, organs_meant
 from partialseg.data.file_patterns import CHANNEL, common_patterns
 from partialseg.data.volumes import SUFFIXES
 from partialseg.errors import DataError
 
 _NOT_CT = re.compile(r"\b(MRI?|T1\w*|T2\w*|FLAIR|ADC|DWI|PET|US)\b", re.IGNORECASE)
-#: Words that say what is in an organ, not in which.
-_NO_ORGAN = re.compile(
-    r"^(cancer|tumou?rs?|lesions?|cysts?|mass|masses|metastas[ei]s|nodules?)$", re.IGNORECASE
-)
-
-
 #: Folders that say nothing about a dataset.
 _NO_NAMES = frozenset({"data", "dataset", "raw", "train", "training", "nifti"})
 
@@ -69,7 +63,7 @@ def vague_notes(file: Path, labels: Mapping[int, Meaning]) -> list[str]:
     return [
         f"{file}: value {value} is called {meaning.said}; if it counts as an organ, write that organ for it"
         for value, meaning in labels.items()
-        if _NO_ORGAN.match(meaning.said.strip()) and meaning.organs == organs_meant(meaning.said)
+        if names_a_finding(meaning.said) and meaning.organs == organs_meant(meaning.said)
     ]
 
 

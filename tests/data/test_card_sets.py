@@ -172,6 +172,14 @@ def test_background_of_a_card_that_may_be_a_class_is_noted():
     )
 
 
+def test_a_tumour_that_is_no_class_is_noted():
+    labels = {1: ["liver"], 2: ["tumor"]}
+    card = read_card("msd_liver").model_copy(update={"labels": labels, "annotated": ["liver", "tumor"]})
+    (note,) = organ_notes([card], ["liver"])
+    assert "tumor would be background in msd_liver" in note
+    assert organ_notes([card], ["liver", "tumor"]) == []
+
+
 def test_a_class_list_of_64_organs_is_prepared_and_one_of_65_refused(tmp_path):
     organs = [f"organ_{i}" for i in range(1, 66)]
     labels = "\n".join(f"  {value}: {organ}" for value, organ in enumerate(organs, start=1))
