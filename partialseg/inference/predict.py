@@ -186,7 +186,7 @@ def case_name(path: str | Path) -> str:
 
 def _stem(path: Path) -> str:
     """File name without what says the format."""
-    return next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), path.name)
+    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
 
 
 def _volumes_ml(labels: np.ndarray, spacing_mm: Sequence[float], classes: Sequence[str]) -> dict[str, float]:
@@ -217,7 +217,7 @@ def _plain_scans(entry: Path) -> list[Scan]:
     # Hidden files are those of the system, and what another process is just writing.
     visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
     inside = [path for path in visible if path.is_file()]
-    files = [path for path in inside if path.name.endswith(SUFFIXES)]
+    files = [path for path in inside if path.name.lower().endswith(SUFFIXES)]
     if files:
         return [Scan(case_name(path), path) for path in files]
     if not inside and not holds_dicom(entry):

@@ -102,6 +102,7 @@ def test_sidecar_says_what_was_done(run, tmp_path):
     ("path", "name"),
     [
         ("a/liver_7.nii.gz", "liver_7"),
+        ("a/LIVER_8.NII.GZ", "LIVER_8"),
         ("a/scan.1.nii", "scan.1"),
         ("kits/case_00000/imaging.nii.gz", "case_00000"),
         ("p12/CT.nii.gz", "p12"),
@@ -127,7 +128,7 @@ def test_one_bad_scan_does_not_stop_the_others(run, tmp_path):
 
 
 def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, tmp_path):
-    for name in ("b.nii.gz", "a.nii", "._a.nii", "deeper/c.nii.gz"):
+    for name in ("b.nii.gz", "a.nii", "._a.nii", "deeper/c.nii.gz", "D.NII.GZ"):
         write_scan(tmp_path / "in" / name, boxes((12, 12, 6)), RAS)
     (tmp_path / "in" / "notes.txt").write_text("not a scan")
     out = tmp_path / "out"
@@ -135,7 +136,7 @@ def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, 
     (out / "a.nii.gz").write_text("old")
     result = predict(run, [tmp_path / "in"], out, progress=False)
     assert not result.problems
-    assert result.written == [out / "a.nii.gz", out / "b.nii.gz"]
+    assert result.written == [out / "D.nii.gz", out / "a.nii.gz", out / "b.nii.gz"]
     assert nib.load(out / "a.nii.gz").shape == (12, 12, 6)
 
 
