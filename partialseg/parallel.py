@@ -123,7 +123,7 @@ def _worker_pool(workers: int, memory: int | None) -> Iterator[ProcessPoolExecut
     pool = ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(ends_with, memory))
     try:
         try:
-            with _as_workers_start():  # all processes are started at the first call
+            with _as_workers_start():  # each call starts a process, while none waits for work
                 started = [pool.submit(os.getpid) for _ in range(workers)]
             for future in started:
                 future.result()
