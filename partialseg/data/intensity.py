@@ -17,6 +17,8 @@ OFFSET = 1024
 MIN_SOFT = 0.005
 #: More voxels than this part where soft tissue is when `OFFSET` is added: dense bone and metal stay below 5%.
 MAX_LIFTED = 0.15
+#: Where no value is lower, there is no air at its place.
+NO_AIR_HU = -500
 #: A narrower range of values than this is no scan: noise alone is as wide.
 MIN_RANGE = 50
 #: Organs without gas, bone or vessels, and the HU between which their median is, from fat to late contrast.
@@ -115,7 +117,7 @@ def intensity_problem(measured: Intensity) -> tuple[str, str] | None:
         return f"holds values {found}: it was rescaled", f"{_AGAIN}, without rescaling intensities"
     if low >= 0 and high <= 255:
         return f"holds grey values {found}: it was windowed", f"{_AGAIN}, without a window"
-    lifted = measured.lifted > MAX_LIFTED or abs((measured.labelled_median or 0) - OFFSET) < 350
+    lifted = _is_lifted(measured)
     if low >= 0 or lifted:
         middle = measured.median if measured.labelled_median is None else measured.labelled_median
         which = "all voxels" if measured.labelled_median is None else "labelled voxels"
@@ -133,6 +135,16 @@ def intensity_problem(measured: Intensity) -> tuple[str, str] | None:
     return None
 
 
+def _is_lifted(measured: Intensity) -> bool:
+    """Whether soft tissue lies where it is after `OFFSET` was added."""
+    if measured.lifted > MAX_LIFTED:
+        return True
+    # Labels may be bone, teeth or metal, which lie there in a good scan too, with air or soft tissue in its place.
+    is_in_place = measured.lowest <= NO_AIR_HU and measured.soft >= measured.lifted
+    median = measured.labelled_median
+    return not is_in_place and median is not None and abs(median - OFFSET) < 350
+
+
 def intensity_notes(measured: Intensity) -> tuple[str, ...]:
     """What is unusual in an image that may be HU."""
     notes = []
@@ -144,7 +156,7 @@ def intensity_notes(measured: Intensity) -> tuple[str, ...]:
         notes.append(
             f"{measured.at_highest:.1%} of the voxels have the highest value {measured.highest:.5g}: clipped"
         )
-    if measured.lowest > -500:
+    if measured.lowest > NO_AIR_HU:
         notes.append(f"no voxel below {measured.lowest:.5g} HU (air has -1000): clipped, or cut to a part")
     if measured.highest > 20_000 or measured.lowest < -5_000:
         notes.append(

@@ -87,6 +87,27 @@ def test_much_bone_is_no_shift():
     assert problem(image) is None
 
 
+@pytest.mark.parametrize("median", [700, 1150, 1350])
+def test_labels_of_bone_teeth_or_metal_are_no_shift(median):
+    image, label = scan(), np.zeros((20, 30, 30), np.uint8)
+    label[:, 8:10, 12:18] = 1
+    image[label > 0] = np.linspace(median - 200, median + 200, np.count_nonzero(label))
+    measured = measure_intensity(image, label)
+    assert measured.labelled_median == pytest.approx(median, abs=10)
+    assert intensity_problem(measured) is None
+    assert "about 1024 too high" in problem(image + 1024, body())[0]
+
+
+def test_a_small_shifted_body_in_much_air_is_found_by_its_labels():
+    image = scan()[:, 9:22, 9:22] + 1024
+    small, label = np.full((20, 60, 60), 24.0), np.zeros((20, 60, 60), np.uint8)
+    small[:, 9:22, 9:22] = image
+    small += np.random.default_rng(1).normal(0, 15, small.shape)
+    label[:, 12:18, 12:18] = 1
+    assert measure_intensity(small).lifted < 0.1
+    assert "about 1024 too high" in problem(small, label)[0]
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
