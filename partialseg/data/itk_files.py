@@ -194,9 +194,13 @@ class _Fields(Mapping[str, str]):
             raise self.problem(f"its `{names[0]}` is {self[names[0]]}, expected whole numbers")
         return tuple(int(number) for number in numbers)
 
-    def one_of(self, name: str, choices: Mapping[str, str], usual: str | None = None) -> str:
-        """What the value of a field stands for."""
+    def one_of(
+        self, name: str, choices: Mapping[str, str], usual: str | None = None, any_case: bool = False
+    ) -> str:
+        """What the value of a field stands for; with `any_case`, in capital letters, too."""
         text = self._fields.get(name, usual)
+        if any_case and text is not None:
+            text = text.lower()
         if text not in choices:
             found = f"is {text[:100]}" if text is not None else "is missing"
             raise self.problem(f"its `{name}` {found}, expected {', '.join(list(choices)[:12])}", _CONVERT)
@@ -248,10 +252,10 @@ def _nrrd_header(fields: _Fields) -> _Header:
             f"takes its voxels from {named}, which may lie outside of its folder, expected them in this file",
             "move them into it",
         )
-    dtype = np.dtype(fields.one_of("type", _NRRD_DTYPES))
+    dtype = np.dtype(fields.one_of("type", _NRRD_DTYPES, any_case=True))
     if dtype.itemsize > 1:
-        dtype = dtype.newbyteorder(fields.one_of("endian", {"little": "<", "big": ">"}))
-    encoding = fields.one_of("encoding", {"raw": "raw", "gzip": "gzip", "gz": "gzip"})
+        dtype = dtype.newbyteorder(fields.one_of("endian", {"little": "<", "big": ">"}, any_case=True))
+    encoding = fields.one_of("encoding", {"raw": "raw", "gzip": "gzip", "gz": "gzip"}, any_case=True)
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "", "???"}
     if units:
         raise fields.problem(f"its lengths are in {', '.join(sorted(units))}, expected mm", _CONVERT)
@@ -282,6 +286,11 @@ def _nrrd_geometry(fields: _Fields) -> tuple[tuple[int, ...], np.ndarray]:
     if len(directions) != dimension:
         raise fields.problem(
             f"its `space directions` are {fields['space directions'][:100]}, expected {dimension}: one for each axis"
+        )
+    if not set(directions) - {"none"}:
+        raise fields.problem(
+            "its `space directions` are all none, so the place of its voxels is not known",
+            "convert it again with its geometry",
         )
     channels = [size for size, direction in zip(sizes, directions, strict=True) if direction == "none"]
     if any(size != 1 for size in channels):

@@ -124,6 +124,8 @@ def check_shape(shape: Sequence[int], path: Path, limits: Limits = ANY_LIMITS) -
     """
     shape = tuple(int(size) for size in shape)
     shown = shown_shape(shape)
+    if not shape:
+        raise DataError(path, "has no axes, expected three", "download or convert it again")
     if min(shape) < 0:
         raise DataError(
             path, f"claims {shown} voxels, expected sizes above 0", "download or convert it again"

@@ -141,6 +141,7 @@ def test_a_label_map_is_nifti_in_the_same_place(tmp_path, suffix):
             "a.nrrd",
             nrrd(("raw", "gzip"), data=gzip.compress(VOXELS[:50]) + gzip.compress(VOXELS[50:])),
         ),
+        ("a.nrrd", nrrd(("encoding: raw", "ENCODING: RAW"), ("short", "Short"), ("little", "Little"))),
         ("a.nrrd", nrrd(("encoding: raw", "encoding: raw\nbyte skip: 10"), data=bytes(10) + VOXELS)),
         (
             "a.nrrd",
@@ -252,6 +253,10 @@ BAD_NRRD = [
     (nrrd((X, "(0.75,0)")), "expected 3 finite numbers"),
     (nrrd((X, "(0.75,0,x)")), "expected 3 finite numbers"),
     (nrrd((X + " ", "")), "expected 3: one for each axis"),
+    (
+        nrrd(("sizes: 6 5 4", "sizes: 1 1 1"), (f"{X} {Y} (0,0,2.5)", "none none none")),
+        "are all none, so the place",
+    ),
     (nrrd((X, "none")), "holds 6 numbers in each voxel, expected one"),
     (nrrd(*CHANNELS, data=VOXELS * 3), "holds 3 numbers in each voxel, expected one"),
     (nrrd((RAW, 'space units: "m" "m" "m"\n' + RAW)), "lengths are in m, expected mm"),
