@@ -198,8 +198,7 @@ def _with_image(case: InspectedCase, image: Volume) -> InspectedCase:
 
 
 def _with_label(case: InspectedCase, label: Volume) -> InspectedCase:
-    header = label.source.header
-    stored = "" if header is None else str(header.get_data_dtype())
+    stored = label.source.dtype
     notes = tuple(f"label map: {note}" for note in label.notes)
     if stored.startswith("float"):
         notes += (f"label map: stored as {stored}, though its values are whole numbers",)

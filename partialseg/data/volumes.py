@@ -42,6 +42,7 @@ class Source:
         orientation: `(3, 2)`, as in `nibabel.orientations`: for each of the file's axes the canonical axis
             and 1 or -1.
         header: The NIfTI header; None for other formats, whose label maps get a new one.
+        dtype: Name of the file's data type, as in "int16"; "" for DICOM and PNG.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Source:
     affine: np.ndarray
     orientation: np.ndarray
     header: nib.Nifti1Header | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,5 +280,5 @@ def _volume(stored: StoredVoxels, array: np.ndarray, path: Path) -> Volume:
     orientation = nib.io_orientation(stored.affine)
     shape = stored.array.shape
     affine = stored.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
-    source = Source(path, shape, np.array(stored.affine), orientation, stored.header)
+    source = Source(path, shape, np.array(stored.affine), orientation, stored.header, stored.array.dtype.name)
     return Volume(array, affine, source, stored.notes)

@@ -17,7 +17,7 @@ from partialseg.data.inspect_case import (
     pieces_ml,
     place_notes,
 )
-from partialseg.data.volumes import Source, Volume
+from partialseg.data.volumes import Source, Volume, read_label
 
 ORGANS = ("liver", "spleen", "pancreas", "left_kidney", "right_kidney")
 AFFINE = np.array([[4.0, 0, 0, -80], [0, 4, 0, -60], [0, 0, 5, 100], [0, 0, 0, 1]])  # x grows to the right
@@ -165,6 +165,28 @@ def test_organs_that_are_cut_off_are_told(inspect):
 
 def test_label_map_of_floats_is_noted(inspect):
     case = inspect(segmentation=label().astype(np.float32))
+    assert case.notes == ("label map: stored as float32, though its values are whole numbers",)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_label_map_of_floats_is_noted_of_any_format(inspect, tmp_path, suffix):
+    simpleitk = pytest.importorskip("SimpleITK")
+    inspect()
+    path = tmp_path / f"a_label{suffix}"
+    array = read_label(tmp_path / "a_label.nii.gz").array
+    file = simpleitk.GetImageFromArray(array[:, ::-1, ::-1].astype(np.float32))
+    file.SetSpacing((4, 4, 5))
+    file.SetOrigin((-(-80 + 39 * 4), -(-60 + 29 * 4), 100))
+    simpleitk.WriteImage(file, str(path))
+    case = inspect_case(
+        InspectTask(
+            read_card(tmp_path / "card.md"),
+            RawCase("five", "a_ct", tmp_path / "a_ct.nii.gz", path),
+            class_names(ORGANS),
+        )
+    )
+    assert case.problems == ()
+    assert case.label_type == "float32"
     assert case.notes == ("label map: stored as float32, though its values are whole numbers",)
 
 
