@@ -64,8 +64,9 @@ def draft_from_masks(folder: Path) -> Draft | None:
         else [f"{folder}: {len(images)} files may be the image; see `files.image` in the card"]
     )
     if others:
+        count = "1 mask is" if len(others) == 1 else f"{len(others)} masks are"
         notes.append(
-            f"{folder}: {len(others)} masks are background in the card, since no other card has such an organ: "
+            f"{folder}: {count} background in the card, since no other card has such an organ: "
             f"{', '.join(list(others)[:5])}{', ...' if len(others) > 5 else ''}"
         )
     if len(everywhere) < len(anywhere):

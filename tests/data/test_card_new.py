@@ -270,7 +270,7 @@ def test_folders_of_masks_become_a_card_of_masks(tmp_path, out):
     assert card.missing_masks == "not annotated"
     assert card.counts == {"labelled": 2}
     assert len(find_cases(card, tmp_path)) == 2
-    assert any("1 masks are background in the card" in note and "rib_left_1" in note for note in result.notes)
+    assert any("1 mask is background in the card" in note and "rib_left_1" in note for note in result.notes)
     assert any("not every case has a mask of kidney_left" in note for note in result.notes)
     with pytest.raises(DataError, match="holds masks that have names"):
         write_new_card(root, tmp_path / "second.md", names="kits19")
