@@ -19,12 +19,15 @@ demo: venv
 # What is written on keras.ops alone gives the same numbers on each backend; the rest is TensorFlow's, as strategies are.
 ON_ANY_BACKEND := tests/losses tests/models partialseg/losses partialseg/models --ignore=tests/losses/test_replicas.py
 
+# Test files are shared out among so many processes; each takes up to 2 GB.
+TEST_JOBS ?= 2
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile --durations=15
 	$(MAKE) test-jax
 
 test-jax: venv
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" --durations=5 $(ON_ANY_BACKEND)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile --durations=5 $(ON_ANY_BACKEND)
 
 # The CPU build, by its full version: what PyPI has under this number brings gigabytes of CUDA on Linux.
 # Where pip does not find it, see CONTRIBUTING.md.
@@ -35,7 +38,7 @@ torch-available: venv
 
 test-torch: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" --durations=5 $(ON_ANY_BACKEND)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile --durations=5 $(ON_ANY_BACKEND)
 
 # Whole trainings: the demo, a study, real label maps dressed as CT.
 test-slow: venv
