@@ -12,8 +12,9 @@ import numpy as np
 
 from partialseg.data.classes import organ_colours
 
-#: So many pictures are on the page at most, so that it stays below some 10 MB.
-MAX_PICTURES = 200
+#: So many pictures are on the page at most, and so many bytes of PNG, which are 4/3 as many in the page: it stays
+#: below some 30 MB.
+MAX_PICTURES, MAX_PICTURE_BYTES = 1500, 20_000_000
 #: So many dots are drawn for an organ at most.
 MAX_DOTS = 300
 
@@ -29,12 +30,17 @@ def choose_pictures(report: Mapping[str, Any], files: Mapping[_Case, Path | None
     """
     flagged = [case for case in report["cases"] if not case["good"]]
     flagged += [case for case in report["cases"] if case["good"] and case["notes"]]
-    pictures = {}
+    pictures: dict[_Case, bytes] = {}
+    num_bytes = 0
     for case in flagged:
         key = (case["dataset"], case["name"])
         file = files.get(key)
-        if len(pictures) < MAX_PICTURES and file is not None and file.is_file():
-            pictures[key] = file.read_bytes()
+        if file is None or not file.is_file():
+            continue
+        num_bytes += file.stat().st_size
+        if len(pictures) == MAX_PICTURES or num_bytes > MAX_PICTURE_BYTES:
+            break
+        pictures[key] = file.read_bytes()
     return pictures
 
 
@@ -63,6 +69,7 @@ def as_html(report: Mapping[str, Any], pictures: Mapping[_Case, bytes] | None = 
     return environment.get_template("coverage.html.jinja").render(
         **report,
         pictures=shown,
+        no_picture={(case["dataset"], case["name"]): case["no_picture"] for case in report["cases"]},
         pictures_left_out=flagged - len(shown),
         problems_of=problems_of,
         colours=organ_colours(organs),

@@ -62,7 +62,8 @@ class CheckResult:
               `spacing_mm` (z, y, x), `axes` (of the file, as in "LPS"), `intensity` (`lowest`, `highest`,
               `p1`, `median`, `p99`, in HU, and further figures; see `partialseg.data.intensity`),
               `label_type`, `values`, `annotated`, `voxels` and `volumes_ml` (by organ), `unsure_ml` (one of
-              several organs), `cut_off` (organs that reach the first or last slice), `notes`.
+              several organs), `cut_off` (organs that reach the first or last slice), `notes`,
+              `no_picture` (why its picture could not be written, or null).
             - `problems`: for each `path`, `problem`, `remedy`, and the `dataset` and `case` (null where it is
               about a whole dataset).
         problems: What is wrong, each naming its file.
@@ -295,6 +296,7 @@ def _describe_case(
         "unsure_ml": case.unsure_ml,
         "cut_off": list(case.cut_off),
         "notes": list(notes),
+        "no_picture": case.no_picture,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class InspectedCase:
         image, label: Content of the image and of the label map.
         notes: What was noticed.
         problems: What is wrong.
+        no_picture: Why its picture could not be written; None where that did not fail.
     """
 
     dataset: str
@@ -95,6 +97,7 @@ class InspectedCase:
     label: Content = NO_CONTENT
     notes: tuple[str, ...] = ()
     problems: tuple[DataError, ...] = ()
+    no_picture: str | None = None
 
 
 def inspect_case(task: InspectTask) -> InspectedCase:
@@ -108,7 +111,7 @@ def inspect_case(task: InspectTask) -> InspectedCase:
     if not case.problems:
         case = _with_organs(case, task, found)
     if task.thumbnail is not None and (found.image is not None or found.label is not None):
-        _write_thumbnail(task, found)
+        case = dataclasses.replace(case, no_picture=_write_thumbnail(task, found))
     return case
 
 
@@ -293,8 +296,16 @@ def _piece_notes(values: np.ndarray, present: dict[str, int], spacing_mm: Sequen
     return notes
 
 
-def _write_thumbnail(task: InspectTask, found: Examined) -> None:
+def _write_thumbnail(task: InspectTask, found: Examined) -> str | None:
+    """Draw the case; a disk that is full must not end the check, so why a picture is missing is returned."""
     drawn = organ_colours(task.card.annotated)
     colours = {value: drawn.get(names[0], "#ffffff") for value, names in task.card.labels.items()}
     spread = found.intensity is not None and intensity_problem(found.intensity) is not None
-    task.thumbnail.write_bytes(thumbnail(found.image, found.label, colours, spread))
+    png = thumbnail(found.image, found.label, colours, spread)
+    try:
+        task.thumbnail.write_bytes(png)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what was said first counts
+            task.thumbnail.unlink(missing_ok=True)
+        return f"it could not be written to {task.thumbnail.parent}: {error.strerror or error}"
+    return None

@@ -13,7 +13,7 @@ from partialseg.data.volumes import Volume
 #: HU that are black and white.
 WINDOW_HU = (-160.0, 240.0)
 #: Height of a picture, and the largest width of each of its two parts, in pixels.
-HEIGHT, WIDTH = 150, 220
+HEIGHT, WIDTH = 126, 186
 _AXIAL, _CORONAL = 0, 1
 _DARK, _LIGHT = (18, 18, 18), (235, 235, 235)
 
@@ -35,7 +35,7 @@ def thumbnail(
             -160 to 240 HU: for one that is not in HU.
 
     Returns:
-        A PNG file of at most about 440 x 150 pixels.
+        A PNG file of at most about 376 x 126 pixels.
 
     Raises:
         ValueError: If there is neither image nor label map.

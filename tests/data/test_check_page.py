@@ -26,6 +26,7 @@ def entry(name, good=True, notes=(), volume=1500.0):
         "unsure_ml": 0.0,
         "cut_off": [],
         "notes": list(notes),
+        "no_picture": None,
     }
 
 
@@ -113,6 +114,21 @@ def test_pictures_of_problems_come_first_and_their_number_is_bounded(files, monk
     pictures = choose_pictures(report(*cases), files)
     assert pictures == {("own", "d"): b"d", ("own", "b"): b"b"}
     assert "1 flagged case without a picture" in as_html(report(*cases), pictures)
+
+
+def test_the_bytes_of_pictures_are_bounded(files, monkeypatch):
+    monkeypatch.setattr(check_page, "MAX_PICTURE_BYTES", 3)
+    cases = [entry(name, notes=["odd"]) for name in "abcd"]
+    pictures = choose_pictures(report(*cases), files)
+    assert [name for _, name in pictures] == ["a", "b", "c"]
+    assert "1 flagged case without a picture" in as_html(report(*cases), pictures)
+
+
+def test_why_a_picture_could_not_be_written_is_said():
+    case = entry("a", notes=["odd"]) | {
+        "no_picture": "it could not be written to /tmp: No space left on device"
+    }
+    assert "no picture: it could not be written to /tmp: No space left on device" in as_html(report(case))
 
 
 def test_a_case_of_which_nothing_could_be_drawn_has_no_picture(files):

@@ -1,5 +1,6 @@
 """What is noted of one raw case: each rule on a case that breaks it, and on one that does not."""
 
+import errno
 from pathlib import Path
 
 import nibabel as nib
@@ -273,3 +274,16 @@ def test_a_picture_is_drawn_of_what_can_be_read(inspect, tmp_path):
     assert inspect(ct=bad, thumbnail=tmp_path / "label_alone.png").problems
     for name in ("good.png", "label_alone.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_no_end_of_the_check(inspect, tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    case = inspect(thumbnail=tmp_path / "a.png")
+    assert case.no_picture == f"it could not be written to {tmp_path}: No space left on device"
+    assert (case.notes, case.problems) == ((), ())
+    assert case.voxels["liver"] == 1680
+    assert not (tmp_path / "a.png").exists()
