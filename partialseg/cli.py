@@ -186,6 +186,8 @@ def prepare(
     except KeyboardInterrupt:
         typer.echo("stopped; run again to go on", err=True)
         raise typer.Exit(130) from None
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
     if result.kept:
         typer.echo(f"{result.kept} cases of cards that are not named now are kept")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -418,6 +418,53 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
         )
         cases.append(RawCase(card.name, name, image, label))
     return sorted(cases, key=lambda case: case.name)
+
+
+def names_found(card: Card, raw: str | Path) -> list[str]:
+    """Names of all cases of a dataset that are there, with those that the card leaves out."""
+    return [case.name for case in find_cases(card.model_copy(update={"exclude": {}, "unlabelled": []}), raw)]
+
+
+def is_part_of_published(card: Card, found: int) -> bool:
+    """Whether less than a published dataset is there, of which a card that comes with the package speaks.
+
+    Args:
+        card: The dataset's card.
+        found: How many labelled cases are there, with those that the card excludes.
+    """
+    published = card.counts.get("labelled")
+    return published is not None and found < published and card.path in shipped_cards().values()
+
+
+def unmatched_names(card: Card, names: Sequence[str], most: int = 5) -> list[str]:
+    """Notes on names of cases in a card that no case has, so that what the card says of them has no effect.
+
+    Args:
+        card: The dataset's card.
+        names: Names of all its cases, see `names_found`.
+        most: How many are named in a note; of the others it says how many they are.
+
+    Example:
+        >>> card = read_card("msd_spleen").model_copy(update={"exclude": {"spleen_1*": "blurred"}})
+        >>> unmatched_names(card, ["spleen_10"])
+        []
+        >>> unmatched_names(card, ["spleen_20"])
+        ['`exclude` of the card names spleen_1*: no case here is called so']
+    """
+    tested = card.splits.test if isinstance(card.splits.test, list) else []
+    there = set(names)
+    unmatched = {  # only `exclude` takes patterns; in any other name a bracket is a bracket
+        "exclude": [pattern for pattern in card.exclude if not fnmatch.filter(names, pattern)],
+        "cases": [name for name in card.cases if name not in there],
+        "splits.test": [name for name in tested if name not in there],
+    }
+    notes = []
+    for field, missing in unmatched.items():
+        if missing:
+            more = f" and {len(missing) - most} more" if len(missing) > most else ""
+            shown = ", ".join(missing[:most]) + more
+            notes.append(f"`{field}` of the card names {shown}: no case here is called so")
+    return notes
 
 
 def assign_splits(card: Card, names: Iterable[str]) -> dict[str, Literal["train", "test"]]:

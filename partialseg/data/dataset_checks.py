@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from partialseg.data.cards import Card, find_cases, shipped_cards
+from partialseg.data.cards import Card, is_part_of_published, names_found, unmatched_names
 from partialseg.data.classes import did_you_mean
 from partialseg.data.inspect_case import InspectedCase, first_of
 
@@ -39,16 +38,14 @@ def card_notes(card: Card, raw: str | Path, cases: Sequence[InspectedCase]) -> l
     """
     if not cases:
         return []
-    everything = find_cases(card.model_copy(update={"exclude": {}, "unlabelled": []}), raw)
-    names = [case.name for case in everything]
+    names = names_found(card, raw)
     here = len(cases) + sum(card.why_excluded(name) is not None for name in names)
     published = card.counts.get("labelled")
     notes = []
     if published is not None and here != published:
         notes.append(f"{here} of the {published} published cases are here")
-    is_part = published is not None and here < published and card.path in shipped_cards().values()
-    if not is_part:
-        notes += _unmatched_names(card, names) + _absent_values(card, cases)
+    if not is_part_of_published(card, here):
+        notes += unmatched_names(card, names) + _absent_values(card, cases)
     good = [case for case in cases if not case.problems]
     for organ in card.annotated:
         absent = any(organ in case.volumes_ml for case in good)
@@ -126,18 +123,6 @@ def outlier_notes(cases: Sequence[InspectedCase], organs: Sequence[str]) -> dict
 
 def _shown(volume_ml: float) -> str:
     return f"{volume_ml:.0f}" if volume_ml >= 10 else f"{volume_ml:.2g}"
-
-
-def _unmatched_names(card: Card, names: Sequence[str]) -> list[str]:
-    """Names of cases in the card that match no case."""
-    tested = card.splits.test if isinstance(card.splits.test, list) else []
-    fields = {"exclude": card.exclude, "cases": card.cases, "splits.test": tested}
-    notes = []
-    for field, patterns in fields.items():
-        unmatched = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
-        if unmatched:
-            notes.append(f"`{field}` of the card names {first_of(unmatched)}: no case here is called so")
-    return notes
 
 
 def _absent_values(card: Card, cases: Sequence[InspectedCase]) -> list[str]:

@@ -14,7 +14,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
+from partialseg.data.cards import (
+    Card,
+    RawCase,
+    assign_splits,
+    find_cases,
+    is_part_of_published,
+    names_found,
+    unmatched_names,
+)
 from partialseg.data.classes import PAPER_ORGANS, class_names
 from partialseg.data.label_files import with_missing_masks
 from partialseg.data.prepare_case import (
@@ -55,7 +63,9 @@ class PrepareResult:
         skipped: Number of cases of these cards that were there already.
         kept: Number of cases of other datasets, which are still listed.
         dropped: Cases ("dataset/case") that were listed before and are not any more, since their raw files are
-            gone, their card leaves them out, or something is wrong with them now. Their folders are left.
+            gone, their card leaves them out, or something is wrong with them now. Their folders are left. Where
+            no case at all is left, all is as it was, and none is dropped.
+        notes: What the cards say of cases that are not there, as where a name is misspelt.
     """
 
     prepared: Prepared
@@ -64,6 +74,7 @@ class PrepareResult:
     skipped: int
     kept: int = 0
     dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -135,6 +146,7 @@ def _prepare(
 ) -> PrepareResult:
     """`prepare`, while no other run writes to `out`."""
     found, problems = list_raw_cases(cards, raw)
+    notes = [note for card, raw_cases in found for note in _unmatched_notes(card, raw_cases, raw)]
     earlier = _read_earlier(out) if found else None
     named = [card for card, _ in found]
     classes = _choose_classes(cards, named, organs, out, earlier, spacing_mm)
@@ -144,8 +156,7 @@ def _prepare(
     cases = _cases_there(tasks)
     there = {(case.dataset, case.name) for case in cases}
     waiting = [task for task in tasks if (task.raw.dataset, task.raw.name) not in there]
-    if waiting:
-        _set_manifest_aside(out)
+    was_set_aside = bool(waiting) and _set_manifest_aside(out)
     done = 0
     for outcome in _run(waiting, means):
         if isinstance(outcome, DataError):
@@ -159,24 +170,9 @@ def _prepare(
     prepared = _with_earlier(
         Prepared(out, classes, spacing_mm, _datasets(named, classes, cases), tuple(cases)), named, earlier
     )
-    if prepared.cases:
-        write_manifest(prepared)
-    if found:
-        _forget_set_aside(out)
-    listed = {(case.dataset, case.name) for case in prepared.cases}
-    dropped = [
-        case
-        for case in (earlier.cases if earlier is not None else ())
-        if (case.dataset, case.name) not in listed
-    ]
-    return PrepareResult(
-        prepared,
-        problems,
-        done,
-        skipped=len(cases) - done,
-        kept=len(prepared.cases) - len(cases),
-        dropped=tuple(f"{case.dataset}/{case.name}" for case in dropped),
-    )
+    dropped = _list_cases(prepared, earlier, was_set_aside)
+    skipped, kept = len(cases) - done, len(prepared.cases) - len(cases)
+    return PrepareResult(prepared, problems, done, skipped, kept, dropped, tuple(notes))
 
 
 def choose_organs(cards: Sequence[Card]) -> tuple[str, ...]:
@@ -215,6 +211,15 @@ def list_raw_cases(
                 DataError(card.path, problem, "name the folder that holds the dataset with --raw")
             )
     return found, problems
+
+
+def _unmatched_notes(card: Card, raw_cases: Sequence[RawCase], raw: Path) -> list[str]:
+    """Notes on names in the card that no case has; a part of a published dataset need not have them."""
+    names = names_found(card, raw)
+    excluded = sum(card.why_excluded(name) is not None for name in names)
+    if is_part_of_published(card, len(raw_cases) + excluded):
+        return []
+    return [f"{card.path}: {note}" for note in unmatched_names(card, names)]
 
 
 def plan(
@@ -297,15 +302,42 @@ def _cases_there(tasks: Sequence[PrepareTask]) -> list[Case]:
     return cases
 
 
-def _set_manifest_aside(out: Location) -> None:
-    """Cases change from here on, so that the manifest would be wrong."""
-    if (out / _MANIFEST).is_file():
-        write_text(out / _SET_ASIDE / _MANIFEST, (out / _MANIFEST).read_text(encoding="utf-8"))
-        (out / _MANIFEST).unlink()
+def _list_cases(prepared: Prepared, earlier: Prepared | None, was_set_aside: bool) -> tuple[str, ...]:
+    """Write the manifest, if there is a case to list; where there is none, no case was changed either.
+
+    Args:
+        prepared: What is there now.
+        earlier: What was listed before.
+        was_set_aside: Whether this run set the manifest aside. What a killed run had set aside stays so, since
+            that run may have changed cases.
+
+    Returns:
+        The cases that are no longer listed.
+    """
+    out = prepared.folder
+    if not prepared.cases:
+        if was_set_aside:
+            write_text(out / _MANIFEST, (out / _SET_ASIDE / _MANIFEST).read_text(encoding="utf-8"))
+            _forget_set_aside(out)
+        return ()
+    write_manifest(prepared)
+    _forget_set_aside(out)
+    listed = {(case.dataset, case.name) for case in prepared.cases}
+    before = earlier.cases if earlier is not None else ()
+    return tuple(f"{case.dataset}/{case.name}" for case in before if (case.dataset, case.name) not in listed)
+
+
+def _set_manifest_aside(out: Location) -> bool:
+    """Cases change from here on, so that the manifest would be wrong; whether there was one."""
+    if not (out / _MANIFEST).is_file():
+        return False
+    write_text(out / _SET_ASIDE / _MANIFEST, (out / _MANIFEST).read_text(encoding="utf-8"))
+    (out / _MANIFEST).unlink()
+    return True
 
 
 def _forget_set_aside(out: Location) -> None:
-    """The manifest is right again, or there is none since no case is left."""
+    """The manifest is right again."""
     (out / _SET_ASIDE / _MANIFEST).unlink(missing_ok=True)
     if not is_remote(out) and (out / _SET_ASIDE).is_dir():
         (out / _SET_ASIDE).rmdir()

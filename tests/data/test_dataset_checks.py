@@ -89,6 +89,12 @@ def test_names_that_match_no_case_are_noted(write_card, tmp_path, name):
     assert card_notes(write_card(name.replace("NAME", "a_ct")), tmp_path, CASES) == []
 
 
+@pytest.mark.parametrize("field", ["cases: {NAME: {slices: [0, 1]}}", "splits: {test: [NAME]}"])
+def test_brackets_are_no_pattern_where_one_case_is_named(write_card, tmp_path, field):
+    (note,) = card_notes(write_card(field.replace("NAME", '"[a]_ct"')), tmp_path, CASES)
+    assert "names [a]_ct: no case here is called so" in note
+
+
 def test_patterns_of_excluded_cases_may_match(write_card, tmp_path):
     assert card_notes(write_card('exclude: {"a_*": why}'), tmp_path, CASES[1:]) == [
         "the card lists values that no case has: 2 (liver)",

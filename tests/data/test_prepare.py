@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from partialseg.cli import app
 from partialseg.data import prepare as prepare_module
 from partialseg.data import prepare_case as prepare_case_module
 from partialseg.data.cards import read_card
@@ -608,6 +609,52 @@ def test_cases_that_are_gone_are_named(tmp_path, raw):
     assert result.dropped == ("small/bert_ct", "small/carl_ct")
     assert len(result.problems) == 1
     assert (tmp_path / "out" / "small" / "carl_ct" / "image.npy").exists()
+
+
+@pytest.mark.parametrize("change", ["other organs", "damaged files"])
+def test_where_no_case_is_left_all_is_as_it_was(tmp_path, raw, change):
+    card = write_card(tmp_path)
+    run(card, raw, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    for path in raw.glob("*_label.nii.gz") if change == "damaged files" else ():
+        path.write_bytes(b"damaged")
+    result = run(
+        card, raw, tmp_path / "out", organs=["stomach"] if change == "other organs" else PAPER_ORGANS
+    )
+    assert (result.prepared.cases, result.dropped) == ((), ())
+    assert "no case could be prepared" in str(result.problems[-1])
+    assert tree(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".previous").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "content"),
+    [
+        ("cases", {"brt_ct": {"annotated": ["spleen"]}}),
+        ("exclude", {"brt_*": "blurred"}),
+        ("splits.test", ["bert_ct", "brt_ct"]),
+    ],
+)
+def test_names_in_the_card_that_no_case_has_are_noted(tmp_path, raw, field, content):
+    fields = {"splits": {"test": content}} if field == "splits.test" else {field: content}
+    card = write_card(tmp_path, **fields)
+    (note,) = run(card, raw, tmp_path / "out").notes
+    name = "brt_*" if field == "exclude" else "brt_ct"
+    assert note == f"{card.path}: `{field}` of the card names {name}: no case here is called so"
+
+
+def test_a_part_of_a_published_dataset_has_no_notes(tiny_raw, tmp_path):
+    card = read_card("kits19")
+    assert card.exclude or card.cases or isinstance(card.splits.test, list)
+    assert prepare([card], tiny_raw, tmp_path / "out", (6.0, 6.0, 6.0), jobs=1).notes == ()
+
+
+def test_the_command_prints_notes_and_ends_well(tmp_path, raw, capsys):
+    card = write_card(tmp_path, cases={"brt_ct": {"annotated": ["spleen"]}})
+    arguments = ["prepare", card.path, "--raw", raw, "--out", tmp_path / "out", "--jobs", "1"]
+    app([str(argument) for argument in arguments], standalone_mode=False)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [f"note: {card.path}: `cases` of the card names brt_ct: no case here is called so"]
 
 
 def test_card_whose_raw_data_is_away_keeps_its_cases(tmp_path):
