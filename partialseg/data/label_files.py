@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from partialseg.data.cards import Card, Override, RawCase
-from partialseg.data.classes import BACKGROUND
+from partialseg.data.classes import BACKGROUND, organs_meant
 from partialseg.data.dicom import read_mask, slice_order
 from partialseg.data.raw_files import extent
 from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
@@ -55,7 +55,7 @@ def read_case_label(card: Card, raw_case: RawCase) -> Volume:
     """
     path = raw_case.label
     if card.masks:
-        return _read_masks(card, path, _most_voxels(raw_case))
+        return _read_masks(card, raw_case, _most_voxels(raw_case))
     if not path.is_dir():
         return read_label(path, _most_voxels(raw_case))
     return _read_slices(path, raw_case.image, card.files.series)
@@ -93,8 +93,9 @@ def _most_voxels(raw_case: RawCase) -> int:
     )  # a scan that does not say is a problem itself
 
 
-def _read_masks(card: Card, folder: Path, most_voxels: int) -> Volume:
+def _read_masks(card: Card, raw_case: RawCase, most_voxels: int) -> Volume:
     """One label map of a folder of masks; one mask at a time is in memory."""
+    folder = raw_case.label
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "there is no such folder"
         raise DataError(
@@ -121,9 +122,27 @@ def _read_masks(card: Card, folder: Path, most_voxels: int) -> Volume:
         _check_same_grid(path, mask, first, labels)
         for plane, mask_plane in zip(labels.array, mask.array, strict=True):
             plane[(mask_plane != 0) & (plane == 0)] = value
-    noted = missing if card.missing_masks == "empty" else []
-    notes = [f"no mask of {_listed(noted)}: taken as empty"] if noted else []
+    if card.missing_masks == "empty":
+        notes = [f"no mask of {_listed(missing)}: taken as empty"] if missing else []
+    else:
+        notes = _part_notes(card, raw_case.name, {name for name, path in paths.items() if path is not None})
     return Volume(labels.array, labels.affine, labels.source, (*labels.notes, *notes))
+
+
+def _part_notes(card: Card, case: str, there: set[str]) -> list[str]:
+    """Organs that count as annotated in a case by the mask of a part alone, such as a tumour.
+
+    The mask of an organ itself is one that is named after it.
+    """
+    meanings = {name: card.labels[value] for value, name in enumerate(card.masks, start=1)}
+    notes = []
+    for organ in card.annotated_in(case):
+        masks = [name for name, organs in meanings.items() if organ in organs]
+        whole = [name for name in masks if list(organs_meant(name)) == meanings[name]]
+        parts = [name for name in masks if name in there]
+        if whole and parts and not there.intersection(whole):
+            notes.append(f"{organ} is drawn by {_listed(parts)} alone: the mask {whole[0]} itself is missing")
+    return notes
 
 
 def _masks_that_matter(card: Card) -> list[str]:

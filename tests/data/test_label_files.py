@@ -9,7 +9,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from partialseg.data.cards import RawCase, read_card
-from partialseg.data.label_files import read_case_label
+from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
 
@@ -123,6 +123,22 @@ def test_a_missing_mask_is_empty_and_noted_and_keeps_its_value(masks):
     volume = read_case_label(write_card(masks, {"liver": "liver", "spleen": "spleen"}), case(masks))
     np.testing.assert_array_equal(volume.array, canonical(SPLEEN * 2))
     assert volume.notes == ("no mask of liver: taken as empty",)
+
+
+@pytest.mark.parametrize("annotated", [None, ["spleen"]])
+def test_an_organ_of_which_a_part_alone_is_drawn_is_noted(masks, annotated):
+    folder = masks / "masks"
+    labels = {"livertumor": "liver", "liver": "liver", "spleencyst": "spleen", "spleen": "spleen"}
+    card = write_card(masks, labels).model_copy(update={"missing_masks": "not annotated"})
+    assert read_case_label(card, case(masks)).notes == ()
+    (folder / "liver.nii.gz").rename(folder / "livertumor.nii.gz")
+    card = with_missing_masks(card, [case(masks)])
+    assert card.annotated_in("case_1") == ("liver", "spleen")
+    if annotated:
+        override = card.cases["case_1"].model_copy(update={"annotated": annotated})
+        card = card.model_copy(update={"cases": {"case_1": override}})
+    note = "liver is drawn by livertumor alone: the mask liver itself is missing"
+    assert read_case_label(card, case(masks)).notes == (() if annotated else (note,))
 
 
 def test_more_than_255_masks_have_values_above_255(masks):
