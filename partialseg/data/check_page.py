@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ MAX_PICTURES, MAX_PICTURE_BYTES = 1500, 20_000_000
 MAX_DOTS = 300
 
 _Case = tuple[str, str]
+#: What `partialseg.data.sides.split_left_right` found of a pair, in words for people.
+_SIDES = {
+    "one side": "one piece alone is labelled, and which side it is cannot be told",
+    "fused": "what is labelled is one piece as wide as two organs: they touch, or have grown together",
+    "unclear": "the labelled pieces do not lie side by side, so that left and right cannot be told",
+    "empty": "nothing is labelled",
+}
+_STAYS = 'it counts as "left or right"'
 
 
 def choose_pictures(report: Mapping[str, Any], files: Mapping[_Case, Path | None]) -> dict[_Case, bytes]:
@@ -60,6 +69,7 @@ def as_html(report: Mapping[str, Any], pictures: Mapping[_Case, bytes] | None = 
     )
     environment.filters["count"] = lambda number, word: f"{number:,} {word}{'' if number == 1 else 's'}"
     environment.filters["ml"] = _millilitres
+    environment.filters["plain"] = _plain
     shown = {case: base64.b64encode(png).decode("ascii") for case, png in (pictures or {}).items()}
     flagged = sum(bool(case["notes"]) or not case["good"] for case in report["cases"])
     organs = report["classes"][1:]
@@ -119,3 +129,25 @@ def _millilitres(volume: float) -> str:
         ('1,523 mL', '2.3 mL')
     """
     return f"{volume:,.0f} mL" if volume >= 10 else f"{volume:.2g} mL"
+
+
+def _plain(note: str) -> str:
+    """A note for people: what is said of a pair without a side becomes a sentence.
+
+    Example:
+        >>> _plain("left_kidney/right_kidney: 1.2 mL on neither side")
+        'left and right kidney: 1.2 mL are clearly nearer to neither; it counts as "left or right"'
+        >>> _plain("no pancreas")
+        'no pancreas'
+    """
+    pair = re.fullmatch(r"left_(\w+)/right_\1: (.+)", note)
+    if pair is None:
+        return note
+    organ, found = pair[1].replace("_", " "), pair[2]
+    if found in _SIDES:
+        stays = "" if found == "empty" else f"; {_STAYS}"
+        return f"left and right {organ}: {_SIDES[found]}{stays}"
+    if found.endswith(" mL on neither side"):
+        volume = found.removesuffix(" on neither side")
+        return f"left and right {organ}: {volume} are clearly nearer to neither; {_STAYS}"
+    return note

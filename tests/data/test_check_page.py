@@ -1,9 +1,12 @@
 """The page for people: self-contained, escaped, and as large as it may be."""
 
+import re
+
 import pytest
 
 from partialseg.data import check_page
 from partialseg.data.check_page import as_html, choose_pictures
+from partialseg.data.sides import split_left_right
 
 
 def entry(name, good=True, notes=(), volume=1500.0):
@@ -97,6 +100,30 @@ def test_leakage_is_in_red():
     page = as_html(report(entry("a"), entry("b"), duplicates=[found]))
     assert "leakage: in training and in test data" in page
     assert "leak between training and test data" in page
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("one side", "which side it is cannot be told; it counts as"),
+        ("fused", "one piece as wide as two organs: they touch, or have grown together; it counts as"),
+        ("unclear", "do not lie side by side"),
+        ("empty", "nothing is labelled</li>"),
+        ("0.25 mL on neither side", "0.25 mL are clearly nearer to neither"),
+    ],
+)
+def test_a_pair_without_a_side_is_told_in_a_sentence(flag, words):
+    page = as_html(report(entry("a", notes=[f"left_adrenal_gland/right_adrenal_gland: {flag}"])))
+    (line,) = [line for line in page.splitlines() if "left and right adrenal gland: " in line]
+    assert words in line
+    assert "left_adrenal_gland/" not in page
+
+
+def test_every_flag_of_a_pair_has_its_sentence():
+    flags = re.findall(
+        r'"([a-z ]+)"', split_left_right.__doc__.split("what was found: ")[1].split("Raises")[0]
+    )
+    assert set(flags) - {"split"} == set(check_page._SIDES)
 
 
 @pytest.fixture

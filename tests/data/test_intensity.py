@@ -68,6 +68,7 @@ def test_an_image_that_is_not_in_hu_is_a_problem(spoil, words, label):
     found, remedy = problem(spoil(scan()), label)
     assert words in found
     assert "again" in remedy
+    assert "\n" not in found + remedy
 
 
 def test_a_shift_is_found_behind_padding_too():
@@ -123,6 +124,7 @@ def test_unusual_figures_are_noted(spoil, words):
     assert intensity_problem(measured) is None
     (note,) = intensity_notes(measured)
     assert words in note
+    assert "\n" not in note
 
 
 def test_solid_organs_must_look_like_tissue():
