@@ -168,7 +168,8 @@ def prepare(
 
     In: data cards, or a card set, and raw data. Out: PREPARED/manifest.json and a folder for each case. It may be
     stopped, or killed, at any time: run again, it goes on. Cases that are there already, made of the same content
-    with the same settings, are kept; so are those of cards that are not named now.
+    with the same settings, are kept; so are those of cards that are not named now. A second run into the same folder
+    is refused; an object store has no locks, so see to it that one run at a time writes to a URL.
 
     A worker takes at most 0.3 GB, 14 bytes for each voxel of its scan and 8 for each prepared one (2 and 26 where
     that is more): 4.2 GB for a scan of 512 x 512 x 1000 voxels of 0.8 x 0.8 x 1 mm, 0.7 GB for 100 slices of 2.5 mm.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def prepare(
     Args:
         cards: The datasets' cards.
         raw: A folder that holds one or several raw datasets.
-        out: The folder to write, or a URL; what is there already and still holds is kept.
+        out: The folder to write, or a URL; what is there already and still holds is kept. While a run writes to a
+            folder, it is locked. An object store has no locks: see to it that one run at a time writes to a URL.
         spacing_mm: Voxel size `(z, y, x)`; the paper's unless given.
         organs: The organs that become classes 1, 2, …; None for all that any card annotates, or for those of the
             other datasets in `out` where these are among them.
@@ -110,9 +112,9 @@ def prepare(
         What was prepared, and what was wrong.
 
     Raises:
-        DataError: If two cards have the same name; if another run writes to `out`; if `out` holds datasets that
-            are not named here and were prepared with other settings; if `out` cannot be written; if the Dask
-            cluster cannot be used.
+        DataError: If two cards have the same name; if another run writes to the folder `out`; if `out` holds
+            datasets that are not named here and were prepared with other settings; if `out` cannot be written;
+            if the Dask cluster cannot be used.
         ValueError: If a spacing is not above 0, or an organ is named twice.
     """
     out, raw = path_or_url(out), Path(raw).absolute()
@@ -123,17 +125,19 @@ def prepare(
         raise ValueError(f"expected different organs, received {list(organs)}")
     if not is_remote(out):
         out = out.absolute()
-    with contextlib.nullcontext() if is_remote(out) else locked(out):
-        return _prepare(cards, raw, out, (z, y, x), organs, _Means(jobs, memory_gb, dask))
+    run = "" if dask is None or is_remote(out) else uuid.uuid4().hex
+    with contextlib.nullcontext() if is_remote(out) else locked(out, run):
+        return _prepare(cards, raw, out, (z, y, x), organs, _Means(jobs, memory_gb, dask, run))
 
 
 @dataclass(frozen=True)
 class _Means:
-    """What does the work; see `prepare`."""
+    """What does the work; see `prepare`, and for `run` `PrepareTask`."""
 
     jobs: int | None
     memory_gb: float | None
     dask: str | None
+    run: str
 
 
 def _prepare(
@@ -150,7 +154,7 @@ def _prepare(
     earlier = _read_earlier(out) if found else None
     named = [card for card, _ in found]
     classes = _choose_classes(cards, named, organs, out, earlier, spacing_mm)
-    tasks, more_problems = plan(found, out, classes, spacing_mm)
+    tasks, more_problems = plan(found, out, classes, spacing_mm, means.run)
     problems += more_problems
     _remove_left_overs(out)
     cases = _cases_there(tasks)
@@ -227,6 +231,7 @@ def plan(
     out: Location,
     classes: tuple[str, ...],
     spacing_mm: tuple[float, float, float],
+    run: str = "",
 ) -> tuple[list[PrepareTask], list[DataError]]:
     """One task for each case of the cards; and what was wrong with a whole card."""
     tasks, problems = [], []
@@ -237,7 +242,7 @@ def plan(
             continue
         splits = assign_splits(card, [raw_case.name for raw_case in raw_cases])
         tasks += [
-            PrepareTask(card, raw_case, classes, spacing_mm, splits[raw_case.name], out)
+            PrepareTask(card, raw_case, classes, spacing_mm, splits[raw_case.name], out, run)
             for raw_case in raw_cases
         ]
     return tasks, problems
@@ -356,7 +361,15 @@ def _run(tasks: Sequence[PrepareTask], means: _Means) -> Iterator[DataError | tu
         need = max(memory_needed(task.raw, task.spacing_mm) for task in tasks)
         wanted = None if means.memory_gb is None else int(means.memory_gb * 1e9)
         jobs, memory = jobs_in_memory(jobs, need, wanted)
-    function = prepare_case if means.dask is None else prepare_case_elsewhere
+    function = prepare_case
+    if means.dask is not None:  # what is not there for this machine either is not the fault of a worker
+        complete = [all(path.exists() for path in task.sources) for task in tasks]
+        incomplete = [task for task, whole in zip(tasks, complete, strict=True) if not whole]
+        yield from (outcome for _, outcome in run_tasks(prepare_case, incomplete, str, jobs=1))
+        tasks = [task for task, whole in zip(tasks, complete, strict=True) if whole]
+        function = prepare_case_elsewhere
+    if not tasks:
+        return
     with contextlib.closing(run_tasks(function, tasks, str, jobs, memory, means.dask)) as outcomes:
         for _, outcome in track(outcomes, "prepare", total=len(tasks)):
             if isinstance(outcome, CannotWriteError):

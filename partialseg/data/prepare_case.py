@@ -31,7 +31,7 @@ from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.resample import resample_image, resample_label, resampled_grid
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
-from partialseg.locking import LOCK_NAME
+from partialseg.locking import LOCK_NAME, is_held_by
 from partialseg.storage import Location, is_remote, read_bytes
 
 #: Voxels of each annotated value that are listed for patches to centre on.
@@ -59,6 +59,8 @@ class PrepareTask:
         spacing_mm: Voxel size `(z, y, x)` wanted.
         split: "train" or "test".
         out: The folder of all prepared cases, or its URL.
+        run: Where workers may outlive the run that asks for the case, its name (see `partialseg.locking.locked`);
+            empty otherwise, and for a URL, which has no lock.
     """
 
     card: Card
@@ -67,6 +69,7 @@ class PrepareTask:
     spacing_mm: tuple[float, float, float]
     split: str
     out: Location
+    run: str = ""
 
     @property
     def folder(self) -> Location:
@@ -103,10 +106,11 @@ def prepare_case(task: PrepareTask) -> tuple[Case, bool]:
         The case; and whether it was made now.
 
     Raises:
-        DataError: If something is wrong with its files; nothing is written then.
+        DataError: If something is wrong with its files, or its run has ended; nothing is written then.
         CannotWriteError: If its folder cannot be written.
     """
     state = RawState(stamp(task.sources), content_hash(task.sources))
+    _check_run(task)
     before = read_entry(task)
     if before is not None and before.case.fingerprint == fingerprint(task, state.content):
         return keep(task, before, state), False
@@ -117,6 +121,7 @@ def prepare_case(task: PrepareTask) -> tuple[Case, bool]:
             f"{task.raw.dataset}, {task.raw.name}: its files changed while they were read",
             "run again when nothing writes to them any more",
         )
+    _check_run(task)
     _write_case(task.folder, case, state, arrays)
     return case, True
 
@@ -142,6 +147,19 @@ def prepare_case_elsewhere(task: PrepareTask) -> tuple[Case, bool]:
             "give a folder that all workers share, under the same path, or a URL",
         )
     return prepare_case(task)
+
+
+def _check_run(task: PrepareTask) -> None:
+    """Give up what a run left behind that was stopped: the folder may belong to another one now.
+
+    A cluster goes on with what it has begun, whatever becomes of the machine that asked for it.
+    """
+    if task.run and not is_held_by(task.out, task.run):
+        raise DataError(
+            task.out,
+            f"{task.raw.dataset}, {task.raw.name}: the run that asked for it has ended",
+            "run the same command again to go on",
+        )
 
 
 def memory_needed(raw_case: RawCase, spacing_mm: Sequence[float]) -> int:

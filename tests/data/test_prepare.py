@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from partialseg.data.prepare import choose_organs, list_raw_cases, plan, prepare
 from partialseg.data.prepare_case import choose_foreground, prepare_case_elsewhere
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
+from partialseg.locking import locked
 
 FIVE = {1: "liver", 2: "spleen", 3: "pancreas", 4: "left_kidney", 5: "right_kidney"}
 FILES = {"image.npy", "label.npy", "foreground.npy", "case.json"}
@@ -677,6 +679,48 @@ def test_folder_of_another_format_is_not_overwritten(tmp_path, raw):
         DataError, match=r"has format 999, expected .*; give another folder, or delete this file"
     ):
         run(card, raw, tmp_path / "out")
+
+
+def test_worker_of_a_run_that_has_ended_writes_nothing(tmp_path, raw, monkeypatch):
+    card, out = write_card(tmp_path), tmp_path / "out"
+    ((_, cases),), _ = list_raw_cases([card], raw)
+    (task, *_), _ = plan([(card, cases)], out, ("background", "spleen"), (2.0, 2.0, 2.0), run="first")
+    ended = f"{out}: small, anna_ct: the run that asked for it has ended"
+    with locked(out, "second"), pytest.raises(DataError, match=ended):
+        prepare_case_elsewhere(task)
+    real = prepare_case_module.read_case
+
+    def read_while_another_run_takes_the_folder(card, raw_case):
+        monkeypatch.undo()
+        runs.close()
+        runs.enter_context(locked(out, "second"))
+        return real(card, raw_case)
+
+    with contextlib.ExitStack() as runs:
+        runs.enter_context(locked(out, "first"))
+        monkeypatch.setattr(prepare_case_module, "read_case", read_while_another_run_takes_the_folder)
+        with pytest.raises(DataError, match=ended):
+            prepare_case_elsewhere(task)
+    assert not list(out.rglob("*.npy"))
+    with locked(out, "first"):
+        assert prepare_case_elsewhere(task)[1]
+    assert {path.name for path in (out / "small" / "anna_ct").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("kind", ["absent", "dangling link"])
+def test_file_that_is_not_there_at_all_is_no_fault_of_a_worker(tmp_path, raw, kind):
+    for name in ("bert", "carl"):
+        (raw / f"{name}_ct.nii.gz").unlink()
+        (raw / f"{name}_label.nii.gz").unlink()
+    (raw / "anna_label.nii.gz").unlink()
+    if kind == "dangling link":
+        (raw / "anna_label.nii.gz").symlink_to(tmp_path / "gone")
+    settings = {"spacing_mm": (2.0, 2.0, 2.0)}
+    result = prepare([write_card(tmp_path)], raw, tmp_path / "out", dask="no cluster is asked", **settings)
+    here = prepare([write_card(tmp_path)], raw, tmp_path / "here", jobs=1, **settings)
+    assert len(result.problems) == 2
+    assert str(result.problems[0]) == str(here.problems[0])
+    assert "worker" not in str(result.problems[0])
 
 
 def test_worker_elsewhere_says_which_files_it_does_not_see(tmp_path, raw):
