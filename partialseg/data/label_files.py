@@ -36,9 +36,9 @@ def read_case_label(card: Card, raw_case: RawCase) -> Volume:
     - One file for a case; see `partialseg.data.volumes.read_label`.
     - A folder of masks, where the card gives names of masks: `<name>.nii.gz` (or another suffix) or a folder
       `<name>` of DICOM slices. A voxel in several masks is the one that the card lists first. A mask that is
-      not there is taken as empty, and noted (unless the card says that it means more), as long as another one
-      is there. Masks of `background` that come after all others are not read, since voxels outside of all masks
-      are background, too.
+      not there is taken as empty, and noted, as long as another one is there. Where the card says that it means
+      "not annotated", noted is an organ of which the mask of a part alone is there. Masks of `background` that
+      come after all others are not read, since voxels outside of all masks are background, too.
     - A folder of PNG files, one for each DICOM slice of the image. As in CHAOS, both are paired in the order of
       their names, and a slice lies where its DICOM file says.
 
