@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from partialseg.errors import DataError
 from partialseg.storage import is_remote, path_or_url, upload
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
         last: Of a folder at a URL, the file by which readers know that it is whole; it is deleted first and
             uploaded last.
 
+    Raises:
+        DataError: For a URL, if the folder for temporary files is full, or the store does not take it.
+
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -43,8 +48,10 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
     """
     path = path_or_url(path)
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="partialseg-") as folder:
-            yield Path(folder) / path.name
+        with contextlib.ExitStack() as stack:
+            with _naming_temporary_folder(path):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="partialseg-"))
+                yield Path(folder) / path.name
             upload(Path(folder) / path.name, path, last)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +65,24 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
         os.replace(temporary, path)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
+        if replaced.is_dir() and not path.exists():  # the second rename failed
+            os.replace(replaced, path)
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming_temporary_folder(path: UPath) -> Iterator[None]:
+    """Say of a full disk that it is this machine's: of an object store nobody would look for it there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        problem = f"the folder for temporary files, {tempfile.gettempdir()}, has no room ({error.strerror})"
+        raise DataError(path, problem, "make room there, or set TMPDIR to a folder with more room") from error
 
 
 def write_text(path: str | os.PathLike[str] | UPath, text: str) -> None:

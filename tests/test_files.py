@@ -1,6 +1,10 @@
+import errno
 import json
+import os
 import pickle
+import tempfile
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +68,33 @@ def test_a_url_is_written_when_the_block_has_ended_well():
     assert (place / "case" / "image.npy").read_text() == "image.npy"
     assert (place / "case" / "case.json").read_text() == "case.json"
     assert not temporary.exists()
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    real = os.replace
+
+    def refuse(source, target):
+        if Path(target).name == "folder" and "replaced" not in Path(source).name:
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output"), atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["kept"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_folder_for_temporary_files_is_named(code):
+    place = path_or_url(f"memory://{uuid.uuid4().hex}") / "a.json"
+    full = f"{place}: the folder for temporary files, {tempfile.gettempdir()}, has no room .*set TMPDIR"
+    with pytest.raises(DataError, match=full), atomic_path(place) as temporary:
+        raise OSError(code, os.strerror(code))
+    assert not place.exists()
+    assert not temporary.parent.exists()
 
 
 def test_temporary_names_keep_the_suffixes(tmp_path):

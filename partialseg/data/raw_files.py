@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def stamp(paths: Sequence[Path]) -> str:
     """A mark of some files or folders that changes when any of them is written to, and is quick to take.
 
     It is made of the names in the folders, sizes, and times of the last change: of the content, which may be set
-    by hand, and of the entry (`ctime`), which may not.
+    by hand, and of the entry (`ctime`), which may not. A file that goes away between listing and look counts as
+    one without these, so that the next mark is another one.
 
     Example:
         >>> stamp([Path("no such file")]) == stamp([Path("no such file either")])
@@ -47,9 +49,16 @@ def stamp(paths: Sequence[Path]) -> str:
     """
     marks = []
     for path in paths:
-        entries = [(name, file.stat()) for name, file in _files(path)]
-        marks.append([(name, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, found in entries])
+        marks.append([(name, *_size_and_times(file)) for name, file in _files(path)])
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+
+
+def _size_and_times(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def content_hash(paths: Sequence[Path]) -> str:
@@ -82,7 +91,9 @@ class Extent:
 def extent(path: Path) -> Extent:
     """How large the scan in a file, or in a folder of slices, is, without reading its voxels.
 
-    Of a folder one file is looked at, and taken for all. A header that claims what no reader accepts says nothing.
+    Of a folder the first file, the middle one and the last are looked at, since one may be a scout or no slice at
+    all: all files are taken for as large as the largest of these, and for what the middle one of their voxel sizes
+    covers. A header that claims what no reader accepts says nothing.
 
     Example:
         >>> extent(Path("no such file"))
@@ -91,15 +102,25 @@ def extent(path: Path) -> Extent:
     files = [file for _, file in _files(path)]
     if not files:
         return Extent()
-    first = files[len(files) // 2] if path.is_dir() else path
+    if not path.is_dir():
+        return _extent_of_file(path, 1)
+    chosen = {0, len(files) // 2, len(files) - 1}
+    found = [_extent_of_file(files[index], len(files)) for index in sorted(chosen)]
+    # The thickness of a scout is that of the patient, which would make a hundred times the volume.
+    volumes = [each.volume_mm3 for each in found if each.volume_mm3 > 0]
+    return Extent(max(each.voxels for each in found), statistics.median_high(volumes) if volumes else 0.0)
+
+
+def _extent_of_file(path: Path, count: int) -> Extent:
+    """How large so many files like this one are together."""
     try:
-        if first.name.lower().endswith((".nii", ".nii.gz")):
-            voxels, voxel_mm3 = _extent_of_nifti(first)
-        elif first.suffix.lower() in (".nrrd", ".mha", ".mhd"):
-            voxels, voxel_mm3 = _extent_of_text_header(first)
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            voxels, voxel_mm3 = _extent_of_nifti(path)
+        elif path.suffix.lower() in (".nrrd", ".mha", ".mhd"):
+            voxels, voxel_mm3 = _extent_of_text_header(path)
         else:
-            header = pydicom.dcmread(first, stop_before_pixels=True)
-            frames = len(files) * int(header.get("NumberOfFrames", 1) or 1)
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            frames = count * int(header.get("NumberOfFrames", 1) or 1)
             voxels = frames * int(header.get("Rows", 0)) * int(header.get("Columns", 0))
             voxel_mm3 = math.prod(header.get("PixelSpacing", [0])) * float(
                 header.get("SliceThickness", 0) or 0
@@ -165,6 +186,9 @@ def _readable(path: Path) -> Iterator[None]:
     except PermissionError as error:
         problem = "may not be read, expected a file that you can read"
         raise DataError(path, problem, "give yourself the permission") from error
+    except FileNotFoundError as error:
+        problem = "is gone: the files of its case changed while they were read"
+        raise DataError(path, problem, "run again when nothing writes to them any more") from error
     except OSError as error:
         problem = f"cannot be read ({error.strerror}), expected a file on a sound disk"
         raise DataError(path, problem, "copy it again") from error

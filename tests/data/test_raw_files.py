@@ -2,9 +2,12 @@ import os
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
+from partialseg.data import raw_files
 from partialseg.data.raw_files import Extent, content_hash, extent, stamp
+from partialseg.errors import DataError
 
 
 @pytest.fixture
@@ -98,6 +101,43 @@ def test_extent_of_a_dicom_series(real_data):
     found = extent(real_data / "ts_dicom20")
     assert found.voxels % 20 == 0
     assert found.volume_mm3 > 0
+
+
+def write_slice(path, rows, spacing_mm, thickness_mm):
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+    dataset.Rows = dataset.Columns = rows
+    dataset.PixelSpacing = [spacing_mm, spacing_mm]
+    dataset.SliceThickness = thickness_mm
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("odd", [0, 2, 4])
+@pytest.mark.parametrize("kind", ["scout", "text"])
+def test_one_odd_file_makes_a_series_no_smaller(tmp_path, odd, kind):
+    for number in range(5):
+        if number != odd:
+            write_slice(tmp_path / f"{number}.dcm", 20, 0.5, 2)
+        elif kind == "scout":
+            write_slice(tmp_path / f"{number}.dcm", 4, 1, 400)
+        else:
+            (tmp_path / f"{number}.dcm").write_text("no slice")
+    assert extent(tmp_path) == Extent(5 * 20 * 20, 5 * 20 * 20 * 0.5)
+
+
+def test_file_that_goes_away_before_it_is_looked_at(folder, monkeypatch):
+    gone = folder / "masks" / "liver" / "b.dcm"
+    files = raw_files._files(folder / "masks")
+    gone.unlink()
+    after = stamp([folder / "masks"])
+    monkeypatch.setattr(raw_files, "_files", lambda path: files)
+    assert stamp([folder / "masks"]) != after
+    with pytest.raises(
+        DataError, match=f"{gone}: is gone: the files of its case changed while they were read"
+    ):
+        content_hash([folder / "masks"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no header at all", b"NRRD0004\nsizes: a b c\n"])
