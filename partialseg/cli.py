@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -453,6 +454,9 @@ def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)
 
 def main() -> None:
     """Entry point: a DataError that no command expected ends on one line too, with exit status 1."""
+    if any(not argument or re.fullmatch("--[a-z-]+=", argument) for argument in sys.argv[1:]):
+        typer.echo("Error: an argument is empty; was a variable of the shell not set?", err=True)
+        sys.exit(2)  # an empty path would be the current folder
     try:
         app()
     except DataError as error:

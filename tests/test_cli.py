@@ -402,3 +402,11 @@ def test_a_card_set_stands_for_its_cards_and_gives_the_class_list(raw, tmp_path)
     ended = call("prepare", card_set, "--raw", raw, "--out", tmp_path / "out", "--spacing", 8, 8, 8)
     assert ended.status == 0, ended.err
     assert "datasets: btcv, msd_spleen\nclasses: background, spleen, liver\n" in ended.out
+
+
+@pytest.mark.parametrize("out", [("--out", ""), ("--out=",)])
+def test_an_empty_argument_is_a_wrong_call_and_not_the_current_folder(out, raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = call("prepare", "kits19", "--raw", raw, *out)
+    assert (ended.status, "an argument is empty" in ended.err) == (2, True)
+    assert not any(tmp_path.iterdir())

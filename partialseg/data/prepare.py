@@ -112,9 +112,9 @@ def prepare(
         What was prepared, and what was wrong.
 
     Raises:
-        DataError: If two cards have the same name; if another run writes to the folder `out`; if `out` holds
-            datasets that are not named here and were prepared with other settings; if `out` cannot be written;
-            if the Dask cluster cannot be used.
+        DataError: If two cards have the same name; if `out` is `raw`; if another run writes to the folder `out`; if
+            `out` holds datasets that are not named here and were prepared with other settings; if `out` cannot be
+            written; if the Dask cluster cannot be used.
         ValueError: If a spacing is not above 0, or an organ is named twice.
     """
     out, raw = path_or_url(out), Path(raw).absolute()
@@ -125,6 +125,9 @@ def prepare(
         raise ValueError(f"expected different organs, received {list(organs)}")
     if not is_remote(out):
         out = out.absolute()
+        if out.resolve() == raw.resolve():
+            problem = "is the folder of the raw data, expected one for prepared data alone"
+            raise DataError(out, problem, "give another folder with --out")
     run = "" if dask is None or is_remote(out) else uuid.uuid4().hex
     with contextlib.nullcontext() if is_remote(out) else locked(out, run):
         return _prepare(cards, raw, out, (z, y, x), organs, _Means(jobs, memory_gb, dask, run))

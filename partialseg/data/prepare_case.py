@@ -109,6 +109,7 @@ def prepare_case(task: PrepareTask) -> tuple[Case, bool]:
         DataError: If something is wrong with its files, or its run has ended; nothing is written then.
         CannotWriteError: If its folder cannot be written.
     """
+    _check_own_folder(task.folder)
     state = RawState(stamp(task.sources), content_hash(task.sources))
     _check_run(task)
     before = read_entry(task)
@@ -338,6 +339,21 @@ def _write_case(folder: Location, case: Case, state: RawState, arrays: Sequence[
             _sync_folder(temporary)
         if not is_remote(folder):
             _sync_folder(folder.parent)
+
+
+def _check_own_folder(folder: Location) -> None:
+    """Refuse a folder that would be replaced although it holds what `prepare` did not write: raw data, say."""
+    if is_remote(folder) or not folder.is_dir():
+        return
+    own = {*ARRAYS, "case.json"}
+    others = sorted(p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith("."))
+    if others:
+        raise DataError(
+            folder,
+            f"holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, expected a folder that holds "
+            "a prepared case alone",
+            "give another folder with --out",
+        )
 
 
 def _entry(case: Case, state: RawState) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def predict(
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
 
     What is wrong with one scan does not keep the others from being predicted. Predictions that are already
-    there are replaced.
+    there are replaced; a file that is no prediction is not.
 
     Args:
         run: A run, or its folder.
@@ -89,6 +89,7 @@ def predict(
     model = run.load_model()
     result = PredictResult()
     scans = _unique(_scans(inputs, card, split, result.problems), result.problems)
+    sources = {scan.path.resolve() for scan in scans}
     with progress_bar() as bar:
         bar.disable = not progress
         overall = bar.add_task("predict", total=len(scans))
@@ -97,6 +98,7 @@ def predict(
             bar.reset(windows, description=scan.name)
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
+                _check_not_a_scan(label_map, sources)
                 predict_scan(
                     model,
                     run,
@@ -112,6 +114,19 @@ def predict(
                 result.problems.append(error)
             bar.advance(overall)
     return result
+
+
+def _check_not_a_scan(label_map: Path, sources: Collection[Path]) -> None:
+    """Refuse to write over a scan: one that is predicted, or a file beside which no prediction is described."""
+    is_scan = label_map.resolve() in sources
+    if is_scan or (label_map.exists() and not label_map.with_name(f"{_stem(label_map)}.json").exists()):
+        raise DataError(
+            label_map,
+            "is the scan itself, expected a new file"
+            if is_scan
+            else "is there already and is no prediction (there is no .json beside it), expected a new file",
+            "give another folder with --out",
+        )
 
 
 def predict_scan(

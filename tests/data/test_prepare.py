@@ -240,7 +240,7 @@ def test_killed_run_leaves_whole_cases_and_is_taken_up_again(tmp_path):
     script.write_text(code)
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, script, card.path, tmp_path / "raw", out])
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not list(out.glob("small/case*_ct")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     process.kill()
@@ -736,3 +736,19 @@ def test_worker_elsewhere_says_which_files_it_does_not_see(tmp_path, raw):
         DataError, match=f"{raw}/anna_ct.nii.gz: small, anna_ct: the worker on .* does not see it"
     ):
         prepare_case_elsewhere(tasks[0])
+
+
+def test_raw_data_are_never_replaced(tmp_path, raw):
+    card = write_card(tmp_path)
+    with pytest.raises(DataError, match=r"raw: is the folder of the raw data, .*; give another folder"):
+        run(card, raw, raw)
+    scans = {path.name: path.read_bytes() for path in raw.iterdir()}
+    assert len(scans) == 6  # and no lock, no manifest
+    kept = tmp_path / "out" / "small" / "bert_ct"
+    kept.mkdir(parents=True)
+    (kept / "ct.nii.gz").write_bytes(b"the only copy")
+    result = run(card, raw, tmp_path / "out")
+    (problem,) = result.problems
+    assert f"{kept}: holds ct.nii.gz, expected a folder that holds a prepared case alone" in str(problem)
+    assert [path.name for path in kept.iterdir()] == ["ct.nii.gz"]
+    assert [case.name for case in result.prepared.cases] == ["anna_ct", "carl_ct"]

@@ -134,6 +134,7 @@ def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, 
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.nii.gz").write_text("old")
+    (out / "a.json").write_text("{}")
     result = predict(run, [tmp_path / "in"], out, progress=False)
     assert not result.problems
     assert result.written == [out / "D.nii.gz", out / "a.nii.gz", out / "b.nii.gz"]
@@ -223,3 +224,15 @@ def test_series_of_one_folder_are_predicted_each_and_named_by_number(run, tmp_pa
     for name, organ in zip(names, (1, 2, 1), strict=True):
         assert (np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) == organ).all()
     assert json.loads((out / "patient_series4.json").read_text())["series"] == "1.4"
+
+
+def test_scans_are_not_written_over(run, tmp_path):
+    scan = write_scan(tmp_path / "in" / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    other = write_scan(tmp_path / "out" / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    before = scan.read_bytes()
+    itself = predict(run.folder, [scan], tmp_path / "in", progress=False)
+    assert "a.nii.gz: is the scan itself" in str(itself.problems[0])
+    another = predict(run.folder, [scan], other.parent, progress=False)
+    assert "a.nii.gz: is there already and is no prediction" in str(another.problems[0])
+    assert (itself.written, another.written) == ([], [])
+    assert scan.read_bytes() == other.read_bytes() == before

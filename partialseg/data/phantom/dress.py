@@ -167,13 +167,15 @@ def dress_folder(
         What was written, and what could not be used; one bad map does not stop the others.
 
     Raises:
-        DataError: If the folder holds no label maps, or the names cannot be read.
+        DataError: If the folder holds no label maps or is `out` itself, or the names cannot be read.
     """
     folder, out = Path(labels_dir), Path(out)
     # Hidden files are those of the system, and what another process is just writing.
     paths = sorted(path for path in folder.glob("*.nii.gz") if not path.name.startswith("."))
     if not paths:
         raise DataError(folder, "holds no *.nii.gz", "name the folder that holds the label maps")
+    if out.resolve() == folder.resolve():  # where there may be scans in `images` already
+        raise DataError(out, "is the folder of the label maps, expected another one", "give another folder")
     mapping, origin = names_for(folder, paths) if names is None else (read_names(names), str(names))
     console.print(f"names of label values: {origin}", highlight=False)
     written, problems = [], []
