@@ -35,7 +35,7 @@ def test_new_writes_a_card_and_notes_a_misspelt_organ(run, source, tmp_path):
     assert result.exit_code == 0, result.output
     assert read_card(out).name == "toy_set"
     assert f"Card: {out}" in result.output
-    assert f"note: {out}: `livr` is no organ of any other card; did you mean liver?" in result.output
+    assert f"note: {out}: `livr` is no known organ; did you mean liver?" in result.output
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from partialseg.data.cards import IGNORE, Card, read_card, shipped_cards
-from partialseg.data.classes import BACKGROUND, MAX_ORGANS, PARTS, did_you_mean, names_a_finding
+from partialseg.data.classes import (
+    BACKGROUND,
+    MAX_ORGANS,
+    PARTS,
+    did_you_mean,
+    names_a_finding,
+    spelling_note,
+)
 from partialseg.data.front_matter import FrontMatter, read_yaml, validation_problem
 from partialseg.errors import DataError
 
@@ -172,8 +179,8 @@ def organ_notes(cards: Sequence[Card], organs: Sequence[str] | None = None) -> l
     for card in cards:
         others = {organ for other in cards if other is not card for organ in other.annotated}
         for organ in card.annotated:
-            if meant := did_you_mean(organ, others):
-                notes.append(f"{card.path}: `{organ}` is no organ of any other card; did you mean {meant}?")
+            if misspelt := spelling_note(organ, others):
+                notes.append(f"{card.path}: {misspelt}")
             if names_a_finding(organ) and organ not in classes:
                 notes.append(
                     f"{card.path}: {organ} would be background in {card.name}; if it lies in an organ that is a class, "

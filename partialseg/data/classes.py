@@ -256,6 +256,25 @@ def did_you_mean(name: str, others: Iterable[str] = ()) -> str | None:
     return close[0] if close else None
 
 
+def spelling_note(name: str, others: Iterable[str] = ()) -> str | None:
+    """A note on an organ whose name is probably misspelt, however many cards misspell it.
+
+    Args:
+        name: As a card has it.
+        others: Organs of other cards, which may be meant as well.
+
+    Example:
+        >>> spelling_note("splen", ["splen"])
+        '`splen` is no known organ; did you mean spleen? Only the same name is the same class'
+        >>> spelling_note("spleen") is None, spelling_note("appendix") is None
+        (True, True)
+    """
+    meant = did_you_mean(name) or did_you_mean(name, others)
+    if meant is None:
+        return None
+    return f"`{name}` is no known organ; did you mean {meant}? Only the same name is the same class"
+
+
 def _side_apart(word: str) -> list[str]:
     """`leftkidney` as two words."""
     for side in ("left", "right"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from partialseg.data.cards import Card, is_part_of_published, names_found, unmatched_names
-from partialseg.data.classes import did_you_mean
+from partialseg.data.classes import spelling_note
 from partialseg.data.inspect_case import InspectedCase, first_of
 
 #: An organ's volumes are compared where this many cases have it.
@@ -42,8 +42,10 @@ def card_notes(card: Card, raw: str | Path, cases: Sequence[InspectedCase]) -> l
     here = len(cases) + sum(card.why_excluded(name) is not None for name in names)
     published = card.counts.get("labelled")
     notes = []
-    if published is not None and here != published:
+    if published is not None and here < published:
         notes.append(f"{here} of the {published} published cases are here")
+    elif published is not None and here > published:
+        notes.append(f"{here} cases are here, `counts` of the card says {published}")
     if not is_part_of_published(card, here):
         notes += unmatched_names(card, names) + _absent_values(card, cases)
     good = [case for case in cases if not case.problems]
@@ -52,11 +54,8 @@ def card_notes(card: Card, raw: str | Path, cases: Sequence[InspectedCase]) -> l
         absent &= all(not case.volumes_ml.get(organ) and not case.unsure_ml for case in good)
         if absent:
             notes.append(f"{organ} is annotated, and no case has a voxel of it")
-        meant = did_you_mean(organ)
-        if meant is not None:
-            notes.append(
-                f"the card calls an organ {organ}: is {meant} meant? Only the same name is the same class"
-            )
+        if misspelt := spelling_note(organ):
+            notes.append(misspelt)
     return notes
 
 

@@ -108,6 +108,9 @@ def test_counts_are_compared_with_what_is_here(write_card, tmp_path):
     assert card_notes(write_card("counts: {labelled: 30}"), tmp_path, CASES) == [
         "2 of the 30 published cases are here"
     ]
+    assert card_notes(write_card("counts: {labelled: 1}"), tmp_path, CASES) == [
+        "2 cases are here, `counts` of the card says 1"
+    ]
 
 
 def test_values_and_organs_in_no_case_are_noted(write_card, tmp_path):
@@ -123,7 +126,7 @@ def test_names_that_look_misspelt_are_noted(write_card, tmp_path):
     (note,) = card_notes(
         write_card("", "{1: livr}", "[livr]"), tmp_path, [InspectedCase("own", "a_ct", values=(0, 1))]
     )
-    assert note == "the card calls an organ livr: is liver meant? Only the same name is the same class"
+    assert note == "`livr` is no known organ; did you mean liver? Only the same name is the same class"
 
 
 def test_a_part_of_a_published_dataset_needs_not_have_all_that_its_card_names(tmp_path):
