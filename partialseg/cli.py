@@ -37,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(card_app, name="card")
+#: So many notes on datasets are printed by `check`; the page has all of them.
+_MOST_NOTES = 20
 
 
 def _version(value: bool) -> None:
@@ -133,16 +135,26 @@ def check(
     intensities, volumes, duplicates), with a picture; and a line for each problem.
     """
     from partialseg.data.coverage import check as run_check
+    from partialseg.data.inspect_case import first_of
 
     _check_organs(organ)
-    read, organs = _cards_and_organs(cards, organ)
+    read, organs, said = _cards_and_organs(cards, organ)
     result = run_check(read, raw, out, jobs, organs)
     for line in result.leakage:
         typer.echo(f"note: leakage: {line}", err=True)
     total = len(result.report["cases"])
     good = sum(case["good"] for case in result.report["cases"])
     typer.echo(f"{total} cases, {good} of them without a problem; {result.num_notes} notes")
-    typer.echo(f"Coverage: {out / 'check.html'}")
+    page = out / "check.html"
+    if noted := result.noted_cases:
+        are = "1 good case" if len(noted) == 1 else f"{len(noted)} good cases"
+        typer.echo(f"notes on {are}: {first_of(noted, 10)}: see {page}")
+    notes = [note for note in result.dataset_notes if note not in said]
+    for note in notes[:_MOST_NOTES]:
+        typer.echo(f"note: {note}", err=True)
+    if len(notes) > _MOST_NOTES:
+        typer.echo(f"note: {len(notes) - _MOST_NOTES} more on the datasets: see {page}", err=True)
+    typer.echo(f"Coverage: {page}")
     finish(result.problems)
 
 
@@ -182,7 +194,7 @@ def prepare(
     _check_organs(organ)
     if dask is not None and (jobs is not None or memory is not None):
         raise typer.BadParameter("--jobs and --memory are for one machine", param_hint="--dask")
-    read, organs = _cards_and_organs(cards, organ)
+    read, organs, _ = _cards_and_organs(cards, organ)
     try:
         result = run_prepare(read, raw, out, spacing, organs, jobs, memory, dask)
     except KeyboardInterrupt:
@@ -199,7 +211,9 @@ def prepare(
     typer.echo(f"datasets: {', '.join(dataset.name for dataset in datasets)}")
     typer.echo(f"classes: {', '.join(result.prepared.classes)}")
     annotated = {name for dataset in datasets for name in dataset.annotated}
-    if unsupervised := [name for name in result.prepared.organs if name not in annotated]:
+    if result.prepared.cases and (
+        unsupervised := [name for name in result.prepared.organs if name not in annotated]
+    ):
         typer.echo(
             f"no dataset here annotates {', '.join(unsupervised)}: a network learns nothing about them"
         )
@@ -436,14 +450,19 @@ def _check_organs(organs: Optional[list[str]]) -> None:  # noqa: UP045
 
 
 def _cards_and_organs(names: list[str], organs: Optional[list[str]]):  # noqa: ANN202, UP045
-    """The cards that are named, alone or in sets; and the class list that is asked for, or that of the sets."""
+    """The cards that are named, alone or in sets; and the class list that is asked for, or that of the sets.
+
+    Returns:
+        Cards, class list, and the notes on them, which are printed.
+    """
     from partialseg.data.card_sets import expand, organ_notes
 
     cards, organs_of_sets = expand(names)
     classes = organs or organs_of_sets
-    for note in organ_notes(cards, classes):
+    notes = organ_notes(cards, classes)
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
-    return cards, classes
+    return cards, classes, notes
 
 
 def _card(path_or_name: str):  # noqa: ANN202 (pydantic is imported late)

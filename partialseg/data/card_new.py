@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from partialseg.data.card_text import UNNAMED, Draft, Meaning, card_text
-from partialseg.data.cards import Card, read_card, shipped_cards
+from partialseg.data.card_text import Draft, Meaning, card_text
+from partialseg.data.cards import UNNAMED, Card, read_card, shipped_cards
 from partialseg.data.classes import organs_meant
 from partialseg.data.dataset_json import draft_from_json, vague_notes
 from partialseg.data.front_matter import read_yaml
@@ -83,8 +83,9 @@ def write_new_card(
     notes = []
     if draft.unnamed:
         values = ", ".join(map(str, draft.unnamed))
+        verb = "is" if len(draft.unnamed) == 1 else "are"
         notes.append(
-            f"{out}: nobody has said what {values} are; write the organ for each `{UNNAMED}`, or give --names"
+            f"{out}: nobody has said what {values} {verb}; write the organ for each `{UNNAMED}`, or give --names"
         )
     card = card if card is None else card.model_copy(update={"path": out})
     return NewCard(out, draft, card, (*draft.notes, *notes))

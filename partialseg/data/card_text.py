@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from partialseg.data.cards import IGNORE, left_right_pair
+from partialseg.data.cards import IGNORE, UNNAMED, left_right_pair
 from partialseg.data.classes import BACKGROUND
 
-#: Stands for the organ of a value that nobody has named; no card with it can be read.
-UNNAMED = "?"
 _WIDTH = 110
 
 

@@ -34,6 +34,8 @@ from partialseg.data.front_matter import (
 from partialseg.errors import DataError
 
 IGNORE = "ignore"
+#: Stands for the organ of a value that nobody has named; no card with it can be read.
+UNNAMED = "?"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -425,6 +427,33 @@ def names_found(card: Card, raw: str | Path) -> list[str]:
     return [case.name for case in find_cases(card.model_copy(update={"exclude": {}, "unlabelled": []}), raw)]
 
 
+def why_no_case(card: Card, raw: str | Path) -> tuple[str, str]:
+    """Why `find_cases` finds nothing, and what to do: for an error.
+
+    Args:
+        card: The dataset's card.
+        raw: The folder that was looked in.
+    """
+    with_raw = "name the folder that holds the dataset with --raw"
+    if not Path(raw).is_dir():
+        return f"{card.name}: no file in {raw}, there is no such folder", with_raw
+    if names_found(card, raw):
+        return f"{card.name}: the card leaves out every case in {raw}", "see its `exclude` and `unlabelled`"
+    folders = list(dict.fromkeys([*card.folders, card.name, "."]))
+    for folder in folders:
+        if count := sum(1 for _ in _matches(Path(raw) / folder, card.files.label)):
+            there = "1 label map is" if count == 1 else f"{count} label maps are"
+            return (
+                f"{card.name}: {there} there ({Path(raw) / folder / card.files.label}), and no image "
+                f"{card.files.image}",
+                "fetch the images",
+            )
+    return (
+        f"{card.name}: no file in {raw} matches {card.files.image} (looked in {', '.join(folders)})",
+        with_raw,
+    )
+
+
 def is_part_of_published(card: Card, found: int) -> bool:
     """Whether less than a published dataset is there, of which a card that comes with the package speaks.
 
@@ -535,8 +564,19 @@ def _card_error(error: ValidationError, front: FrontMatter, file: Path) -> DataE
     """The first problem of a card, with its line and field, on one line."""
     location = problem_location(error)
     labels = front.content.get("labels")
+    unnamed = [key for key, said in labels.items() if said == UNNAMED] if isinstance(labels, dict) else []
+    if unnamed:
+        line, _ = front.locate(["labels", unnamed[0]])
+        verb = "is" if len(unnamed) == 1 else "are"
+        return DataError(
+            file,
+            f"line {line}, `labels.{unnamed[0]}`: nobody has said what {', '.join(map(str, unnamed))} {verb}, "
+            f"found {UNNAMED!r}",
+            "write the organ there, and under `annotated`",
+        )
     if location[:1] == ("labels",) and len(location) > 1 and isinstance(labels, dict):
         names = [key for key in labels if isinstance(key, str)]
         if names and isinstance(location[1], int):  # masks, which `Card` numbers
             location = ("labels", names[location[1] - 1], *location[2:])
-    return validation_problem(error, front, file, "mend the card; those in data_cards are examples", location)
+    remedy = "mend the card; those in data_cards are examples"
+    return validation_problem(error, front, file, remedy, location, Card.model_fields)

@@ -49,8 +49,8 @@ class CheckResult:
             - `classes`: background, then the organs.
             - `organs`: for each organ `datasets` (those with a good case in which it is annotated) and `note`
               (there is none, or one alone; or null).
-            - `datasets`: for each `name`, `title`, `source`, `licence`, `cases` (found), `good_cases`
-              (without a problem), `labelled_as_published` (or null), `fully_annotated`, `notes`.
+            - `datasets`: for each `name`, `card` (its path), `title`, `source`, `licence`, `cases` (found),
+              `good_cases` (without a problem), `labelled_as_published` (or null), `fully_annotated`, `notes`.
             - `coverage`: organ, then dataset: `annotated`; `cases` (good ones in which the organ is
               annotated), `with_voxels` (those that have it), `voxels` (in all of them), `mean_ml`,
               `lowest_ml`, `highest_ml` (over those that have it; null where none has), `outliers` (names of
@@ -78,6 +78,18 @@ class CheckResult:
         report = self.report
         of_organs = sum(entry["note"] is not None for entry in report["organs"].values())
         return of_organs + sum(len(entry["notes"]) for entry in (*report["datasets"], *report["cases"]))
+
+    @property
+    def dataset_notes(self) -> list[str]:
+        """The notes on whole datasets, each beginning with the path of the card."""
+        return [f"{entry['card']}: {note}" for entry in self.report["datasets"] for note in entry["notes"]]
+
+    @property
+    def noted_cases(self) -> list[str]:
+        """The good cases that have notes: their names, after the dataset's where there are several datasets."""
+        cases = [case for case in self.report["cases"] if case["good"] and case["notes"]]
+        many = len(self.report["datasets"]) > 1
+        return [f"{case['dataset']}/{case['name']}" if many else case["name"] for case in cases]
 
     @property
     def leakage(self) -> list[str]:
@@ -235,6 +247,7 @@ def _describe_dataset(
     cases = [case for case in checked if case.dataset == card.name]
     return {
         "name": card.name,
+        "card": str(card.path),
         "title": card.title,
         "source": card.source,
         "licence": card.licence,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -107,8 +108,11 @@ def validation_problem(
     file: Path,
     remedy: str,
     location: Sequence[str | int] | None = None,
+    fields: Iterable[str] = (),
 ) -> DataError:
     """The first problem that pydantic found, with its line and field, on one line.
+
+    Where a field is missing and another is unknown, the unknown one comes first: it may be the other, misspelt.
 
     Args:
         error: What pydantic raised.
@@ -116,8 +120,10 @@ def validation_problem(
         file: Where that stands.
         remedy: What to do.
         location: Where the first problem is, if pydantic's own (or an error's `location`) is not the file's.
+        fields: Names of all fields at the top, of which an unknown one may be a misspelling.
     """
-    first, *others = error.errors()
+    first = _first_problem(error)
+    others = error.errors()[1:]
     location = problem_location(error) if location is None else location
     line, steps = front.locate(location)
     if first["type"] == "missing":
@@ -125,13 +131,18 @@ def validation_problem(
             location
         )  # otherwise, steps that are not there are names that pydantic gives to its types
     field = ".".join(str(step) for step in steps)
+    words = in_plain_words(first)
+    if first["type"] == "extra_forbidden":
+        known = [*_missing_beside(error, first["loc"]), *(fields if len(first["loc"]) == 1 else ())]
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        words = f"there is no such field, did you mean `{close[0]}`?" if close else words
     more = f" (and {len(others)} more)" if others else ""
-    return DataError(file, f"line {line}, `{field}`: {in_plain_words(first)}{more}", remedy)
+    return DataError(file, f"line {line}, `{field}`: {words}{more}", remedy)
 
 
 def problem_location(error: ValidationError) -> tuple[str | int, ...]:
     """Where the first problem is that pydantic found; an error may say so itself in its context."""
-    first = error.errors()[0]
+    first = _first_problem(error)
     return tuple(first.get("ctx", {}).get("location", first["loc"]))
 
 
@@ -153,6 +164,19 @@ def in_plain_words(error: ErrorDetails) -> str:
         expected = expected.replace(words, plain)
     expected = re.sub(r" or (an )?instance of \w+", "", expected)  # a class of ours
     return f"found {found}, {expected}"
+
+
+def _first_problem(error: ValidationError) -> ErrorDetails:
+    """The problem to name: the first, but a field that is unknown before one that is missing."""
+    problems = error.errors()
+    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
+    return next(unknown, problems[0]) if problems[0]["type"] == "missing" else problems[0]
+
+
+def _missing_beside(error: ValidationError, location: Sequence[str | int]) -> list[str]:
+    """Names of missing fields beside the one at `location`."""
+    missing = (problem["loc"] for problem in error.errors() if problem["type"] == "missing")
+    return [str(place[-1]) for place in missing if place[:-1] == location[:-1]]
 
 
 def _read_lines(file: Path) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from partialseg.data.card_text import UNNAMED, Draft, Meaning
+from partialseg.data.card_text import Draft, Meaning
+from partialseg.data.cards import UNNAMED
 from partialseg.data.checks import label_values
 from partialseg.data.classes import BACKGROUND, KNOWN_ORGANS, PARTS, organs_meant
 from partialseg.data.dataset_json import card_name, name_and_folders
@@ -113,7 +114,8 @@ def draft_from_label_maps(folder: Path, meanings: Mapping[int, Meaning], jobs: i
             raise DataError(
                 folder, "the names of its label maps have no part in common", "give them one suffix"
             )
-        image = f"images/{label.split('/')[-1]}"
+        in_folder, _, file = label.rpartition("/")
+        image = f"{in_folder}/imaging.nii.gz" if "*" in in_folder else f"images/{file}"
         notes.append(
             f"{found.root}: no images were found beside the label maps; correct `files.image` in the card"
         )

@@ -23,6 +23,7 @@ from partialseg.data.cards import (
     is_part_of_published,
     names_found,
     unmatched_names,
+    why_no_case,
 )
 from partialseg.data.classes import PAPER_ORGANS, class_names
 from partialseg.data.label_files import with_missing_masks
@@ -212,11 +213,7 @@ def list_raw_cases(
         if raw_cases:
             found.append((with_missing_masks(card, raw_cases), raw_cases))
         else:
-            folders = ", ".join(dict.fromkeys([*card.folders, card.name, "."]))
-            problem = f"{card.name}: no file in {raw} matches {card.files.image} (looked in {folders})"
-            problems.append(
-                DataError(card.path, problem, "name the folder that holds the dataset with --raw")
-            )
+            problems.append(DataError(card.path, *why_no_case(card, raw)))
     return found, problems
 
 

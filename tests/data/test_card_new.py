@@ -256,6 +256,13 @@ def test_images_are_found_beside_label_maps(tmp_path, out, files, source, image,
     assert all(case.image.is_file() and case.label.is_file() for case in cases)
 
 
+def test_label_maps_in_folders_of_cases_without_images_make_a_card_that_can_be_read(tmp_path, out):
+    _write_maps(tmp_path / "kidneys", "case_1/segmentation.nii.gz", "case_2/segmentation.nii.gz")
+    result = write_new_card(tmp_path / "kidneys", out, names="btcv_13")
+    assert any("no images were found" in note for note in result.notes)
+    assert read_card(out).files.image == "*/imaging.nii.gz"
+
+
 def test_folders_of_masks_become_a_card_of_masks(tmp_path, out):
     root = tmp_path / "TotalSegmentator"
     for case, masks in {"s1": ["kidney_left", "liver", "rib_left_1"], "s2": ["liver", "rib_left_1"]}.items():

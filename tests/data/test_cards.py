@@ -4,7 +4,14 @@ import pickle
 
 import pytest
 
-from partialseg.data.cards import assign_splits, find_cases, left_right_pair, read_card, shipped_cards
+from partialseg.data.cards import (
+    assign_splits,
+    find_cases,
+    left_right_pair,
+    read_card,
+    shipped_cards,
+    why_no_case,
+)
 from partialseg.errors import DataError
 
 CARD = """---
@@ -106,7 +113,16 @@ def test_an_unknown_card_names_those_that_are_there():
     ("replacements", "line", "field", "words"),
     [
         ([("name: toy\n", "")], 2, "name", "missing"),
-        ([("licence: CC0", "license: CC0")], 5, "license", "no such field"),
+        ([("licence: CC0", "license: CC0")], 5, "license", "no such field, did you mean `licence`?"),
+        ([("annotated:", "annotatd:")], 14, "annotatd", "did you mean `annotated`? (and 1 more)"),
+        ([("{image:", "{imge:")], 8, "files.imge", "did you mean `image`? (and 1 more)"),
+        ([("name: toy\n", "colour: red\n")], 2, "colour", "expected one spelt as in the examples"),
+        (
+            [("  1: liver", "  1: '?'")],
+            10,
+            "labels.1",
+            "nobody has said what 1 is, found '?'; write the organ",
+        ),
         ([("split_sides: true", "split_side: true")], 15, "split_side", "no such field"),
         ([("split_sides: true", "split_sides: 'yes'")], 15, "split_sides", "true or false"),
         ([("  1: liver", "  one: liver")], 10, "labels.one", "integer"),
@@ -234,6 +250,22 @@ def test_cases_are_found_in_the_first_folder_that_holds_any(write_card, tmp_path
     )  # listed though missing: reading it says so
     assert [case.name for case in find_cases(card, raw / "toy")] == ["img99"]
     assert find_cases(card, tmp_path / "nothing") == []
+
+
+def test_it_is_said_why_there_is_no_case(write_card, tmp_path):
+    card = read_card(write_card())
+    problem, _ = why_no_case(card, tmp_path / "nope")
+    assert problem == f"toy: no file in {tmp_path / 'nope'}, there is no such folder"
+    assert "matches img/img*.nii.gz (looked in toy_data, toy, .)" in why_no_case(card, tmp_path)[0]
+    _touch(tmp_path / "toy", "label/label01.nii.gz", "label/label07.nii.gz")
+    pattern = tmp_path / "toy" / card.files.label
+    assert why_no_case(card, tmp_path) == (
+        f"toy: 2 label maps are there ({pattern}), and no image {card.files.image}",
+        "fetch the images",
+    )
+    (tmp_path / "toy" / "label" / "label01.nii.gz").unlink()
+    _touch(tmp_path / "toy", "img/img07.nii.gz")  # which the card excludes
+    assert why_no_case(card, tmp_path)[0] == f"toy: the card leaves out every case in {tmp_path}"
 
 
 def test_uncompressed_files_will_do(write_card, tmp_path):

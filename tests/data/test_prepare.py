@@ -260,7 +260,8 @@ def test_card_without_cases_is_a_problem_and_the_others_go_on(tmp_path, raw):
     result = prepare([absent, write_card(tmp_path)], raw, tmp_path / "out", (2.0, 2.0, 2.0), jobs=1)
     assert result.done == 3
     assert [problem.path for problem in result.problems] == [str(absent.path)]
-    assert "absent: no file in" in str(result.problems[0])
+    assert "absent: 3 label maps are there" in str(result.problems[0])
+    assert "and no image scan_*.nii.gz; fetch the images" in str(result.problems[0])
 
 
 def test_nothing_prepared_is_said(tmp_path):
