@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from partialseg.data.front_matter import read_yaml, validation_problem
+from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
@@ -367,7 +367,7 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(content.content)
     except ValidationError as error:
-        place = _place_in_file(error.errors()[0]["loc"])
+        place = _place_in_file(problem_location(error))
         remedy = "correct the config; those in configs are examples"
         raise validation_problem(error, content, path, remedy, place) from error
 

@@ -944,7 +944,7 @@ def card_with_a_key_twice(path: Path) -> None:
     write_card(path, labels="{1: liver, 1: background}")
 
 
-@card("no such field", "spelt as in the examples", "card")
+@card("no such field", "did you mean `annotated`?", "card")
 def card_with_an_unknown_field(path: Path) -> None:
     """A misspelt field."""
     write_card(path, annotate="[liver]")
@@ -1287,7 +1287,7 @@ def config_in_another_encoding(path: Path) -> None:
     path.write_bytes("name: tiny\n".encode("utf-16"))
 
 
-@config("`stages.0.epochs`: the field is missing", "a value", "correct")
+@config("`stages.0.epoch`: there is no such field", "did you mean `epochs`?", "correct")
 def config_with_an_unknown_field(path: Path) -> None:
     """A misspelt field."""
     path.write_text(
