@@ -25,7 +25,7 @@ from partialseg.cli_options import (
     StudyName,
     finish,
 )
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 
 app = typer.Typer(
     name="partialseg",
@@ -135,7 +135,6 @@ def check(
     intensities, volumes, duplicates), with a picture; and a line for each problem.
     """
     from partialseg.data.coverage import check as run_check
-    from partialseg.data.inspect_case import first_of
 
     _check_organs(organ)
     read, organs, said = _cards_and_organs(cards, organ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class DataError(ValueError):
@@ -40,3 +41,14 @@ def _printable(text: str) -> str:
         a\nb.nii.gz
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> first_of(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

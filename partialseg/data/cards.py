@@ -31,7 +31,7 @@ from partialseg.data.front_matter import (
     read_front_matter,
     validation_problem,
 )
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 
 IGNORE = "ignore"
 #: Stands for the organ of a value that nobody has named; no card with it can be read.
@@ -490,9 +490,7 @@ def unmatched_names(card: Card, names: Sequence[str], most: int = 5) -> list[str
     notes = []
     for field, missing in unmatched.items():
         if missing:
-            more = f" and {len(missing) - most} more" if len(missing) > most else ""
-            shown = ", ".join(missing[:most]) + more
-            notes.append(f"`{field}` of the card names {shown}: no case here is called so")
+            notes.append(f"`{field}` of the card names {first_of(missing, most)}: no case here is called so")
     return notes
 
 

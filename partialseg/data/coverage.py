@@ -23,9 +23,9 @@ from partialseg.data.dataset_checks import (
     outlier_notes,
 )
 from partialseg.data.duplicates import Duplicate, find_duplicates
-from partialseg.data.inspect_case import InspectedCase, InspectTask, first_of, inspect_case, memory_needed
+from partialseg.data.inspect_case import InspectedCase, InspectTask, inspect_case, memory_needed
 from partialseg.data.prepare import choose_organs, list_raw_cases
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 from partialseg.files import write_json, write_text
 from partialseg.machine import jobs_in_memory
 from partialseg.parallel import run_tasks

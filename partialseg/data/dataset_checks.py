@@ -9,7 +9,8 @@ import numpy as np
 
 from partialseg.data.cards import Card, is_part_of_published, names_found, unmatched_names
 from partialseg.data.classes import spelling_note
-from partialseg.data.inspect_case import InspectedCase, first_of
+from partialseg.data.inspect_case import InspectedCase
+from partialseg.errors import first_of
 
 #: An organ's volumes are compared where this many cases have it.
 MIN_CASES = 8

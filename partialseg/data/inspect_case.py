@@ -23,7 +23,7 @@ from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.thumbnails import thumbnail
 from partialseg.data.volumes import Volume
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 
 #: Voxel sizes in mm beyond which a scan is unusual.
 USUAL_SPACING_MM = (0.2, 12.0)
@@ -173,17 +173,6 @@ def pieces_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float]:
     parts, count = ndimage.label(ndimage.binary_dilation(padded > 0, near), near)
     voxels = ndimage.sum_labels(padded, parts, np.arange(1, count + 1))
     return sorted((float(number) * float(np.prod(spacing_mm)) / 1000 for number in voxels), reverse=True)
-
-
-def first_of(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many more there are.
-
-    Example:
-        >>> first_of(["a", "b", "c"], most=2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _with_image(case: InspectedCase, image: Volume) -> InspectedCase:

@@ -12,13 +12,13 @@ from partialseg.data.cards import RawCase, read_card
 from partialseg.data.classes import class_names
 from partialseg.data.inspect_case import (
     InspectTask,
-    first_of,
     inspect_case,
     memory_needed,
     pieces_ml,
     place_notes,
 )
 from partialseg.data.volumes import Source, Volume, read_label
+from partialseg.errors import first_of
 
 ORGANS = ("liver", "spleen", "pancreas", "left_kidney", "right_kidney")
 AFFINE = np.array([[4.0, 0, 0, -80], [0, 4, 0, -60], [0, 0, 5, 100], [0, 0, 0, 1]])  # x grows to the right
