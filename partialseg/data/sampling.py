@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.prepared import Case, Prepared
 from partialseg.errors import DataError
 
@@ -33,6 +34,8 @@ class PatchConfig(BaseModel):
         datasets: Names of the datasets to draw from; None for all that have cases in the split.
         split: "train" or "test".
         workers: Batches that are read at the same time.
+        mix: What share of the patches each dataset gives; see `partialseg.data.mixing.dataset_shares`.
+        augmentation: How patches are changed at random; None leaves them as they are.
 
     Example:
         >>> PatchConfig(patch_size=(32, 64, 64), batch_size=4).num_forced
@@ -49,6 +52,8 @@ class PatchConfig(BaseModel):
     datasets: list[str] | None = None
     split: Literal["train", "test"] = "train"
     workers: int = Field(2, ge=1)
+    mix: Literal["equal", "proportional", "inverse_sqrt"] = "equal"
+    augmentation: AugmentationConfig | None = None
 
     @property
     def num_forced(self) -> int:
@@ -64,11 +69,13 @@ class Draw:
         case: Where it is cut from.
         start: First voxel `(z, y, x)`; negative along an axis on which the volume is smaller than the patch.
         forced_value: The annotated label value on which it is centred; None if it lies anywhere.
+        voxel: The voxel `(z, y, x)` of that value on which it is centred; None if it lies anywhere.
     """
 
     case: Case
     start: tuple[int, int, int]
     forced_value: int | None = None
+    voxel: tuple[int, int, int] | None = None
 
 
 class PatchPlan:
@@ -175,12 +182,12 @@ def centred_draw(
             f"lists voxel {index}, expected 0 to {math.prod(case.shape) - 1}",
             "prepare the case again",
         )
-    voxel = np.unravel_index(index, case.shape)
+    voxel = tuple(int(place) for place in np.unravel_index(index, case.shape))
     start = (
-        patch_start(int(centre) - patch // 2, size, patch)
+        patch_start(centre - patch // 2, size, patch)
         for centre, size, patch in zip(voxel, case.shape, patch_size, strict=True)
     )
-    return Draw(case, tuple(start), value)
+    return Draw(case, tuple(start), value, voxel)
 
 
 def random_draw(case: Case, patch_size: Sequence[int], random: np.random.Generator) -> Draw:
