@@ -225,6 +225,43 @@ def organs_meant(text: str) -> tuple[str, ...]:
     return (name,)
 
 
+def mirrored_classes(classes: Sequence[str]) -> tuple[int, ...]:
+    """Which class each class becomes in the mirror, left and right exchanged.
+
+    A pair are two names that differ in their side alone, in the spelling of `organ_name`.
+
+    Raises:
+        ValueError: If a class has a side, and the other side of it is no class (see `unpaired_classes`).
+
+    Example:
+        >>> mirrored_classes(["background", "liver", "left_kidney", "right_kidney"])
+        (0, 1, 3, 2)
+    """
+    if unpaired := unpaired_classes(classes):
+        raise ValueError(f"{', '.join(unpaired)}: the other side is not among the classes {list(classes)}")
+    names = [organ_name(name) for name in classes]
+    return tuple(names.index(_other_side(name)) for name in names)
+
+
+def unpaired_classes(classes: Sequence[str]) -> list[str]:
+    """The classes that have a side but not their other side in the list: in a mirror they would be no class of it.
+
+    Example:
+        >>> unpaired_classes(["background", "left_kidney", "right_kidney", "left_lung", "lung_middle_lobe_right"])
+        ['left_lung', 'lung_middle_lobe_right']
+    """
+    names = [organ_name(name) for name in classes]
+    return [name for name, spelled in zip(classes, names, strict=True) if _other_side(spelled) not in names]
+
+
+def _other_side(name: str) -> str:
+    """The name of a pair's other organ, in the spelling of `organ_name`; of an organ without a side its own."""
+    for side, other in (("left_", "right_"), ("right_", "left_")):
+        if name.startswith(side):
+            return other + name.removeprefix(side)
+    return name
+
+
 def names_a_finding(text: str) -> bool:
     """Whether words say what is in an organ, and not in which.
 
