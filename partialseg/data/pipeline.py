@@ -5,79 +5,115 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from partialseg.arrays import read_boxes
-from partialseg.data.labels import candidates, ignored_value
-from partialseg.data.prepared import Case, Prepared, read_prepared
-from partialseg.data.sampling import Draw, PatchConfig, PatchPlan, fixed_draws
+from partialseg.data.patch_reading import PatchReader
+from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
 
-__all__ = ["PatchConfig", "data_problems", "fixed_patches", "patches", "read_patch"]
+__all__ = ["PatchConfig", "data_problems", "fixed_patches", "patches"]
 
-#: What lies outside the field of view, in HU.
-AIR = -1024
+#: TensorFlow takes an array as a tensor without a copy if it begins at a multiple of so many bytes.
+_ALIGNMENT = 64
 
 #: What lately ended a stream of this process; TensorFlow passes on its text alone.
 _problems: deque[DataError] = deque(maxlen=32)
 
 
 def patches(
-    prepared: Prepared | str | os.PathLike[str], config: PatchConfig | Mapping[str, Any], start_batch: int = 0
+    prepared: Prepared | str | os.PathLike[str],
+    config: PatchConfig | Mapping[str, Any],
+    start_batch: int | Mapping[str, Any] = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """An endless stream of batches, always the same for the same config (see `PatchPlan` for what is drawn).
 
     Args:
         prepared: The prepared cases, or the folder (or URL) that holds them.
-        config: How patches are drawn. From an object store, `workers` batches are read at the same time.
-        start_batch: Index of the first batch; a training that stopped goes on where it was.
+        config: How patches are drawn. `workers` batches are read at the same time.
+        start_batch: Index of the first batch, or a state that `PatchPlan.state` gave: a training that stopped goes
+            on where it was, also in the middle of an epoch.
+        shard: `(k, n)`: worker k of n, which gets its own n-th part of every batch. All workers together see the
+            stream of one.
 
     Returns:
         A dataset of `(image, candidates)`: image float32 HU `(batch, depth, height, width, 1)`, candidates
         uint8 of 0 and 1, `(batch, depth, height, width, classes)`. Where a patch reaches out of the volume,
-        the image is air (-1024 HU) and every class is a candidate.
+        the image is air (-1024 HU, or the lower end of the augmentation's window) and every class is a candidate.
 
     Raises:
-        DataError: If a dataset is unknown or has no case in the split, if there is none at all, or if a file of
-            a case is missing or too short. What is wrong inside a file shows when it is read: iteration then
-            ends with an `InvalidArgumentError` (see `data_problems`).
+        DataError: If a dataset is unknown or has no case in the split, if there is none at all, if a file of
+            a case is missing or too short, or if the state is one of another stream. What is wrong inside a file
+            shows when it is read: iteration then ends with an `InvalidArgumentError` (see `data_problems`).
         pydantic.ValidationError: If the config is not valid.
+        ValueError: If the shards do not divide the batch.
     """
     if not isinstance(prepared, Prepared):
         prepared = read_prepared(prepared)
-    config = PatchConfig.model_validate(config)
-    plan = PatchPlan(prepared, config)
-    cases = [case for name in plan.datasets for case in plan.cases[name]]
-    prepared.check_files(cases)
-    tables, offsets = _joined_tables(prepared, cases)
-    shape = (config.batch_size, *config.patch_size)
+    batches = BatchReader(prepared, PatchConfig.model_validate(config), shard)
+    prepared.check_files([case for cases in batches.plan.cases.values() for case in cases])
+    first = start_batch if isinstance(start_batch, int) else batches.plan.batch_of(start_batch)
 
-    def read_batch(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        image, label = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+    def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, sets = tf.numpy_function(batches.read, [index], [tf.float32, tf.uint8], stateful=False)
+        return tf.ensure_shape(image, batches.image_shape), tf.ensure_shape(sets, batches.candidates_shape)
+
+    stream = tf.data.Dataset.counter(first)
+    stream = stream.map(to_tensors, num_parallel_calls=batches.config.workers, deterministic=True)
+    options = tf.data.Options()
+    # Each worker of a MultiWorkerMirroredStrategy has its shard already.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return stream.prefetch(2).with_options(options)
+
+
+class BatchReader:
+    """Reads the batches of a stream by their index.
+
+    Args:
+        prepared: The prepared cases.
+        config: How patches are drawn.
+        shard: `(k, n)`, see `patches`.
+
+    Raises:
+        DataError: If a dataset is unknown or has no case in the split, or if there is none at all.
+        ValueError: If the shards do not divide the batch.
+    """
+
+    def __init__(self, prepared: Prepared, config: PatchConfig, shard: tuple[int, int] = (0, 1)) -> None:
+        self.config = config
+        self.plan = PatchPlan(prepared, config)
+        self.slots = self.plan.slots(shard)
+        self.reader = PatchReader(prepared, config.patch_size, config.augmentation, config.seed)
+        self.image_shape = (len(self.slots), *config.patch_size, 1)
+        self.candidates_shape = (len(self.slots), *config.patch_size, len(prepared.classes))
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read one batch.
+
+        Args:
+            index: Of the batch, from the beginning of the training.
+
+        Returns:
+            Image float32 HU and candidates uint8, as `patches` has them.
+
+        Raises:
+            DataError: If a file is missing or holds what the manifest does not say.
+        """
+        image = _aligned(self.image_shape, np.float32)
+        candidates = _aligned(self.candidates_shape, np.uint8)
         try:
-            draws = plan.batch(int(index))
-            for slot, draw in enumerate(draws):
-                read_patch(prepared, draw, image[slot], label[slot])
+            draws = self.plan.batch(int(index))
+            for place, slot in enumerate(self.slots):
+                self.reader.read(draws[slot], (int(index), slot), image[place, ..., 0], candidates[place])
         except DataError as error:
             _problems.append(error)
             raise
-        return image, label, np.array([offsets[_table_key(draw.case)] for draw in draws], np.int32)
-
-    def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label, offset = tf.numpy_function(
-            read_batch, [index], [tf.int16, tf.uint8, tf.int32], stateful=False
-        )
-        image, label = tf.ensure_shape(image, shape), tf.ensure_shape(label, shape)
-        offset = tf.reshape(offset, (config.batch_size, 1, 1, 1))
-        sets = tf.gather(tables, tf.cast(label, tf.int32) + offset)
-        return tf.cast(image, tf.float32)[..., tf.newaxis], sets
-
-    batches = tf.data.Dataset.counter(start_batch)
-    return batches.map(to_tensors, num_parallel_calls=config.workers, deterministic=True).prefetch(2)
+        return image, candidates
 
 
 @contextlib.contextmanager
@@ -117,56 +153,17 @@ def fixed_patches(
         DataError: If the dataset is unknown or has no case in the split.
     """
     draws = fixed_draws(prepared, dataset, split, num, patch_size, seed)
-    image = np.empty((num, *patch_size), np.int16)
-    label = np.empty((num, *patch_size), np.uint8)
+    reader = PatchReader(prepared, patch_size)
+    image = np.empty((num, *patch_size, 1), np.float32)
+    sets = np.empty((num, *patch_size, len(prepared.classes)), np.uint8)
     for slot, draw in enumerate(draws):
-        read_patch(prepared, draw, image[slot], label[slot])
-    sets = [
-        candidates(one_label, prepared.table(draw.case)) for one_label, draw in zip(label, draws, strict=True)
-    ]
-    return image[..., np.newaxis].astype(np.float32), np.stack(sets)
+        reader.read(draw, (slot,), image[slot, ..., 0], sets[slot])
+    return image, sets
 
 
-def read_patch(prepared: Prepared, draw: Draw, image: np.ndarray, label: np.ndarray) -> None:
-    """Read one patch into arrays; what lies outside the volume is air, and ignored.
-
-    Args:
-        prepared: The prepared cases.
-        draw: The patch to read.
-        image: int16 HU `(depth, height, width)`, written to.
-        label: uint8 values of the dataset's table, same shape, written to.
-
-    Raises:
-        DataError: If a file is missing or holds what the manifest does not say.
-    """
-    case = draw.case
-    inside, source = [], []
-    for start, size, patch in zip(draw.start, case.shape, image.shape, strict=True):
-        first, stop = max(start, 0), min(start + patch, size)
-        source.append(slice(first, stop))
-        inside.append(slice(first - start, stop - start))
-    image.fill(AIR)
-    label.fill(ignored_value(prepared.classes))
-    parts = read_boxes([prepared.image(case), prepared.label(case)], tuple(source))
-    image[tuple(inside)], label[tuple(inside)] = parts
-    num_values = len(prepared.datasets[case.dataset].table)
-    if label.max() >= num_values:
-        raise DataError(
-            prepared.folder / case.dataset / case.name / "label.npy",
-            f"holds value {label.max()}, but the dataset's table has 0 to {num_values - 1}",
-            "prepare the case again",
-        )
-
-
-def _table_key(case: Case) -> tuple[str, tuple[str, ...] | None]:
-    """Cases with the same key have the same table."""
-    return case.dataset, case.annotated
-
-
-def _joined_tables(
-    prepared: Prepared, cases: Iterable[Case]
-) -> tuple[tf.Tensor, dict[tuple[str, tuple[str, ...] | None], int]]:
-    """All tables one below the other, and where each begins, so that one gather serves a mixed batch."""
-    tables = {_table_key(case): prepared.table(case) for case in cases}
-    starts = np.cumsum([0, *map(len, tables.values())])[:-1]
-    return tf.constant(np.concatenate([*tables.values()])), dict(zip(tables, starts.tolist(), strict=True))
+def _aligned(shape: Sequence[int], dtype: type) -> np.ndarray:
+    """An array whose memory TensorFlow can take over; its content is not set."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)

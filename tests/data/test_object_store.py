@@ -20,10 +20,11 @@ from partialseg.arrays import Cache, RemoteArray
 from partialseg.cli import main
 from partialseg.data.cards import read_card
 from partialseg.data.labels import candidate_table
-from partialseg.data.pipeline import patches, read_patch
+from partialseg.data.patch_reading import PatchReader
+from partialseg.data.pipeline import patches
 from partialseg.data.prepare import prepare
 from partialseg.data.prepared import Case, Dataset, Prepared, read_prepared, write_manifest
-from partialseg.data.sampling import Draw, PatchConfig
+from partialseg.data.sampling import PatchConfig
 from partialseg.errors import DataError
 from partialseg.storage import path_or_url, upload
 
@@ -159,8 +160,7 @@ def test_only_the_patch_s_own_part_is_read(server, tmp_path):
     assert isinstance(prepared.label(case), RemoteArray)
 
     server.answers.clear()
-    patch = np.empty(size, np.int16), np.empty(size, np.uint8)
-    read_patch(prepared, Draw(case, (3, 40, 60)), *patch)
+    patch = PatchReader(prepared, size).read_box(case, (3, 40, 60), size)
     for read, whole in zip(patch, (image, label), strict=True):
         np.testing.assert_array_equal(read, whole[3:11, 40:120, 60:260])
     patch_bytes = sum(array.nbytes for array in patch)

@@ -1,0 +1,188 @@
+"""From a drawn patch to arrays: its box is read, turned, scaled, mirrored and written out with its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from partialseg.arrays import read_boxes
+from partialseg.data.augmentation.config import AugmentationConfig
+from partialseg.data.augmentation.intensity import augment_intensity
+from partialseg.data.augmentation.kernels import box_of, cut, resample, row_table
+from partialseg.data.augmentation.spatial import AXES, SpatialTransform, draw_spatial
+from partialseg.data.classes import mirrored_classes, unpaired_classes
+from partialseg.data.labels import ignored_value
+from partialseg.data.prepared import Case, Prepared
+from partialseg.data.sampling import Draw
+from partialseg.errors import DataError
+
+#: What lies outside the field of view, in HU.
+AIR = -1024
+
+#: Part of a seed, so that augmentation shares no random numbers with the choice of patches.
+_AUGMENTATION = 5
+
+_ANY_HU = (-np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What was done to a patch.
+
+    Attributes:
+        spatial: How it was turned, scaled and mirrored.
+        intensity: The strength of each transform of the intensities that was applied, by name.
+    """
+
+    spatial: SpatialTransform = field(default_factory=SpatialTransform)
+    intensity: dict[str, float] = field(default_factory=dict)
+
+
+class PatchReader:
+    """Reads patches of prepared cases, augmented or as they are.
+
+    Voxels outside the volume are air (-1024 HU, or the lower end of the augmentation's window) and ignored: every
+    class is a candidate. A patch that is mirrored across x has left and right organs exchanged; where a class has a
+    side and the other side is no class (`partialseg.data.classes.unpaired_classes`), patches are not mirrored so.
+
+    Args:
+        prepared: The prepared cases.
+        patch_size: `(depth, height, width)` in voxels.
+        augmentation: What is drawn; None leaves patches as they are.
+        seed: Of what is drawn.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        patch_size: Sequence[int],
+        augmentation: AugmentationConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.prepared = prepared
+        self.patch_size = tuple(patch_size)
+        self.seed = seed
+        self.augmentation = augmentation
+        if augmentation is not None and unpaired_classes(prepared.classes):
+            mirror = augmentation.mirror
+            axes = tuple(axis for axis in mirror.axes if axis != "x")
+            mirror = mirror.model_copy(update={"axes": axes})
+            self.augmentation = augmentation.model_copy(update={"mirror": mirror})
+        self._rows: dict[tuple[str, tuple[str, ...] | None, bool], np.ndarray] = {}
+
+    def read(self, draw: Draw, key: tuple[int, ...], image: np.ndarray, candidates: np.ndarray) -> Augmented:
+        """Read one patch into arrays.
+
+        Args:
+            draw: The patch.
+            key: Of the patch in its stream, such as its batch and its place there: with the seed it decides how
+                the patch is augmented.
+            image: float32 HU `(depth, height, width)`, C-contiguous, written to.
+            candidates: uint8 of 0 and 1 `(depth, height, width, classes)`, C-contiguous, written to.
+
+        Returns:
+            What was done to it.
+
+        Raises:
+            DataError: If a file is missing or holds what the manifest does not say.
+        """
+        flat_candidates = candidates.reshape(*self.patch_size, -1).reshape(*self.patch_size[:2], -1)
+        config = self.augmentation
+        if config is None:
+            rows = self._row_table(draw.case, mirrored=False)
+            box = self.read_box(draw.case, draw.start, self.patch_size)
+            cut(*box, (False, False, False), _ANY_HU, rows, image, flat_candidates)
+            return Augmented()
+        random = np.random.Generator(np.random.SFC64([self.seed, _AUGMENTATION, *key]))
+        spatial = draw_spatial(config, self.patch_size, random)
+        rows = self._row_table(draw.case, spatial.mirrored[AXES.index("x")])
+        if spatial.resamples:
+            self._read_resampled(draw, spatial, config.window_hu, rows, image, flat_candidates)
+        else:
+            box = self.read_box(draw.case, draw.start, self.patch_size)
+            cut(*box, spatial.mirrored, config.window_hu, rows, image, flat_candidates)
+        strengths = augment_intensity(image, config, spatial.in_plane, random)
+        return Augmented(spatial, strengths)
+
+    def read_box(
+        self, case: Case, start: Sequence[int], size: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read a box that may reach out of the volume, where it is air and ignored.
+
+        Args:
+            case: The case.
+            start: First voxel `(z, y, x)`; may be negative.
+            size: `(depth, height, width)`.
+
+        Returns:
+            int16 HU and uint8 values of the case's table, both of this size.
+
+        Raises:
+            DataError: If a file is missing or holds what the manifest does not say.
+        """
+        prepared = self.prepared
+        inside, source = [], []
+        for first, length, voxels in zip(start, size, case.shape, strict=True):
+            low, high = min(max(first, 0), voxels), max(min(first + length, voxels), 0)
+            source.append(slice(low, max(low, high)))
+            inside.append(slice(low - first, max(low, high) - first))
+        parts = read_boxes([prepared.image(case), prepared.label(case)], tuple(source))
+        num_values = len(prepared.datasets[case.dataset].table)
+        if parts[1].size and (found := parts[1].max()) >= num_values:
+            raise DataError(
+                prepared.folder / case.dataset / case.name / "label.npy",
+                f"holds value {found}, but the dataset's table has 0 to {num_values - 1}",
+                "prepare the case again",
+            )
+        if parts[0].shape == tuple(size):
+            return np.array(parts[0]), np.array(parts[1])
+        image, label = np.full(size, AIR, np.int16), np.full(size, ignored_value(prepared.classes), np.uint8)
+        image[tuple(inside)], label[tuple(inside)] = parts
+        return image, label
+
+    def _read_resampled(
+        self,
+        draw: Draw,
+        spatial: SpatialTransform,
+        window_hu: tuple[float, float],
+        rows: np.ndarray,
+        image: np.ndarray,
+        flat_candidates: np.ndarray,
+    ) -> None:
+        """Turn and scale about the voxel on which the patch is centred, so that it keeps it; else about its middle."""
+        start, middle = np.array(draw.start), (np.array(self.patch_size) - 1) / 2
+        anchor = start + middle if draw.voxel is None else np.array(draw.voxel)
+        matrix, offset = spatial.map(self.patch_size, anchor, anchor - start, self.prepared.spacing_mm)
+        first, size = box_of(matrix, offset, self.patch_size)
+        box = self.read_box(draw.case, first.tolist(), size.tolist())
+        resample(*box, matrix, offset - first, window_hu, rows, image, flat_candidates)
+
+    def _row_table(self, case: Case, mirrored: bool) -> np.ndarray:
+        """The row table of a case (see `kernels`), with left and right organs exchanged where it is mirrored."""
+        key = case.dataset, case.annotated, mirrored
+        if key not in self._rows:
+            table = self.prepared.table(case)
+            if mirrored:
+                table = table[:, mirrored_classes(self.prepared.classes)]
+            self._rows[key] = row_table(table, self.patch_size[2])
+        return self._rows[key]
+
+
+def mirror_note(prepared: Prepared, augmentation: AugmentationConfig | None) -> str | None:
+    """Why patches are not mirrored across left and right although that is asked for; None where they are.
+
+    Example:
+        >>> prepared = Prepared(None, ("background", "left_kidney"), (3, 1.5, 1.5), {}, ())
+        >>> mirror_note(prepared, AugmentationConfig())
+        'patches are not mirrored across left and right: left_kidney has no other side in the class list'
+    """
+    if augmentation is None or not augmentation.mirror.probability or "x" not in augmentation.mirror.axes:
+        return None
+    unpaired = unpaired_classes(prepared.classes)
+    if not unpaired:
+        return None
+    have = "has" if len(unpaired) == 1 else "have"
+    without = f"{', '.join(unpaired)} {have} no other side in the class list"
+    return f"patches are not mirrored across left and right: {without}"
