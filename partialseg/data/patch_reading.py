@@ -117,7 +117,7 @@ class PatchReader:
             size: `(depth, height, width)`.
 
         Returns:
-            int16 HU and uint8 values of the case's table, both of this size.
+            int16 HU and uint8 values of the case's table, both of this size, C-contiguous.
 
         Raises:
             DataError: If a file is missing or holds what the manifest does not say.

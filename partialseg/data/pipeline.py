@@ -13,13 +13,11 @@ import tensorflow as tf
 
 from partialseg.data.patch_reading import PatchReader
 from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.recycling import RecycledMemory
 from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
 
 __all__ = ["PatchConfig", "data_problems", "fixed_patches", "patches"]
-
-#: TensorFlow takes an array as a tensor without a copy if it begins at a multiple of so many bytes.
-_ALIGNMENT = 64
 
 #: What lately ended a stream of this process; TensorFlow passes on its text alone.
 _problems: deque[DataError] = deque(maxlen=32)
@@ -89,6 +87,7 @@ class BatchReader:
         self.plan = PatchPlan(prepared, config)
         self.slots = self.plan.slots(shard)
         self.reader = PatchReader(prepared, config.patch_size, config.augmentation, config.seed)
+        self.memory = RecycledMemory()
         self.image_shape = (len(self.slots), *config.patch_size, 1)
         self.candidates_shape = (len(self.slots), *config.patch_size, len(prepared.classes))
 
@@ -104,8 +103,8 @@ class BatchReader:
         Raises:
             DataError: If a file is missing or holds what the manifest does not say.
         """
-        image = _aligned(self.image_shape, np.float32)
-        candidates = _aligned(self.candidates_shape, np.uint8)
+        image = self.memory.empty(self.image_shape, np.float32)
+        candidates = self.memory.empty(self.candidates_shape, np.uint8)
         try:
             draws = self.plan.batch(int(index))
             for place, slot in enumerate(self.slots):
@@ -160,10 +159,3 @@ def fixed_patches(
         reader.read(draw, (slot,), image[slot, ..., 0], sets[slot])
     return image, sets
 
-
-def _aligned(shape: Sequence[int], dtype: type) -> np.ndarray:
-    """An array whose memory TensorFlow can take over; its content is not set."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % _ALIGNMENT
-    return memory[first : first + size].view(dtype).reshape(shape)

@@ -71,14 +71,16 @@ def cut(
             from_y = height - 1 - y if mirrored[1] else y
             source, target, values = box_image[from_z, from_y], image[z, y], box_label[from_z, from_y]
             if mirrored[2]:
+                backwards, values_backwards = source[::-1], values[::-1]
                 for x in range(width):
-                    target[x] = min(max(np.float32(source[width - 1 - x]), low), high)
-                    labels[x] = values[width - 1 - x]
-                values = labels
+                    target[x] = min(max(np.float32(backwards[x]), low), high)
+                for x in range(width):
+                    labels[x] = values_backwards[x]
+                _write_candidates(labels, rows, candidates[z, y])
             else:
                 for x in range(width):
                     target[x] = min(max(np.float32(source[x]), low), high)
-            _write_candidates(values, rows, candidates[z, y])
+                _write_candidates(values, rows, candidates[z, y])
 
 
 @compiled
@@ -122,6 +124,7 @@ def resample(
     values = box_label.reshape(-1)
     labels = np.empty(width, np.uint8)
     places, steps = np.empty(width, np.int32), np.empty((3, width), np.float32)
+    around, weights = np.empty(8, np.uint8), np.empty(8, np.float32)
     for z in range(depth):
         for y in range(height):
             _positions(matrix, offset, z, y, box_height, box_width, places, steps)
@@ -133,8 +136,10 @@ def resample(
                 place = np.uint64(np.uint32(places[x]))
                 labels[x] = values[place]
                 if mixed[place]:
-                    weights = (steps[0, x], steps[1, x], steps[2, x])
-                    labels[x] = _vote(values, places[x], box_width, box_height * box_width, weights, flat)
+                    shares = (steps[0, x], steps[1, x], steps[2, x])
+                    labels[x] = _vote(
+                        values, places[x], box_width, box_height * box_width, shares, flat, around, weights
+                    )
             _write_candidates(labels, rows, candidates[z, y])
 
 
@@ -236,10 +241,20 @@ def _trilinear(
 
 @compiled
 def _vote(
-    values: np.ndarray, place: int, row: int, plane: int, steps: tuple[float, float, float], flat: bool
+    values: np.ndarray,
+    place: int,
+    row: int,
+    plane: int,
+    steps: tuple[float, float, float],
+    flat: bool,
+    around: np.ndarray,
+    weights: np.ndarray,
 ) -> int:
-    """The value with the greatest weight among the voxels around a place; the first of equals."""
-    around, weights = np.empty(8, np.uint8), np.zeros(8, np.float32)
+    """The value with the greatest weight among the voxels around a place; the first of equals.
+
+    `around` and `weights` have room for eight: memory of its own would cost more than the vote.
+    """
+    weights[:] = 0
     for corner in range(4 if flat else 8):
         up, down, right = corner >> 2, (corner >> 1) & 1, corner & 1
         around[corner] = values[place + up * plane + down * row + right]
