@@ -6,15 +6,19 @@ So the stream of patches is the same on any number of workers, and can go on at 
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from partialseg.data.augmentation import AugmentationConfig
+from partialseg.data.mixing import EpochQuotas, Mix, dataset_weights
 from partialseg.data.prepared import Case, Prepared
 from partialseg.errors import DataError
 
@@ -30,11 +34,11 @@ class PatchConfig(BaseModel):
         batch_size: Patches in a batch.
         foreground: Smallest share of a batch's patches that are centred on annotated foreground.
         seed: Of the whole stream.
-        batches_per_epoch: Over this many batches every dataset gives the same number of patches.
-        datasets: Names of the datasets to draw from; None for all that have cases in the split.
+        batches_per_epoch: Over this many batches every dataset gives its exact share of the patches.
+        datasets: Names of the datasets to draw from, each once; None for all that have cases in the split.
         split: "train" or "test".
         workers: Batches that are read at the same time.
-        mix: What share of the patches each dataset gives; see `partialseg.data.mixing.dataset_shares`.
+        mix: What share of the patches each dataset gives; see `partialseg.data.mixing.dataset_weights`.
         augmentation: How patches are changed at random; None leaves them as they are.
 
     Example:
@@ -52,8 +56,15 @@ class PatchConfig(BaseModel):
     datasets: list[str] | None = None
     split: Literal["train", "test"] = "train"
     workers: int = Field(2, ge=1)
-    mix: Literal["equal", "proportional", "inverse_sqrt"] = "equal"
+    mix: Mix = "equal"
     augmentation: AugmentationConfig | None = None
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_once(cls, datasets: list[str] | None) -> list[str] | None:
+        if twice := sorted({name for name in datasets or () if datasets.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is there twice, expected each dataset once")
+        return datasets
 
     @property
     def num_forced(self) -> int:
@@ -81,14 +92,16 @@ class Draw:
 class PatchPlan:
     """Says, for every batch, which patches it holds.
 
-    - Over an epoch every dataset gives the same number of patches. What does not divide evenly goes to a few
-      datasets in turn, so that over some epochs all give exactly the same.
+    - Over an epoch every dataset gives the number of patches that `config.mix` asks for, rounded up or down. What
+      does not divide evenly is made up for in the epochs that follow: after any number of epochs every dataset is
+      less than one patch from its share.
     - The cases of a dataset are dealt in shuffled rounds: none comes a second time before all came
       once (stand-ins apart, see below).
     - In every batch `config.num_forced` patches are centred on annotated foreground, as far as the edge of
       the volume permits: the label value is chosen evenly among those of the case, then one of its voxels.
       Such patches go to cases that have foreground; if too few cases of the batch have any, other cases of
-      the same datasets that have some stand in.
+      the same datasets that have some stand in. Patches of datasets that have no foreground at all are
+      spread over the epoch's batches so that none holds too many of them, as far as there are others.
 
     Args:
         prepared: The prepared cases.
@@ -103,7 +116,18 @@ class PatchPlan:
         self.config = config
         self.cases = _cases_by_dataset(prepared, config)
         self.datasets = tuple(self.cases)
+        self._with_foreground = {
+            name: [case for case in cases if case.foreground] for name, cases in self.cases.items()
+        }
+        num_cases = {name: len(cases) for name, cases in self.cases.items()}
+        self._quotas = EpochQuotas(
+            dataset_weights(num_cases, config.mix), config.batches_per_epoch * config.batch_size
+        )
         self._epoch = functools.lru_cache(maxsize=2)(self._deal_epoch)
+
+    def quotas(self, epoch: int) -> dict[str, int]:
+        """How many patches each dataset gives in this epoch, counted from the beginning of the training."""
+        return self._quotas.of_epoch(epoch)
 
     def batch(self, index: int) -> list[Draw]:
         """The patches of the batch with this index, counted from the beginning of the training."""
@@ -120,34 +144,116 @@ class PatchPlan:
             for slot, case in enumerate(cases)
         ]
 
+    def slots(self, shard: tuple[int, int]) -> range:
+        """Which patches of every batch one of several workers reads.
+
+        Args:
+            shard: `(worker, workers)`, the worker counted from 0.
+
+        Raises:
+            ValueError: If there is no such worker, or the workers do not divide the batch evenly.
+
+        Example:
+            The second of two workers reads the second half of every batch:
+
+            >>> from pathlib import Path
+            >>> case = Case("msd", "a", "train", (9, 9, 9), (), (), (), "", "", "")
+            >>> prepared = Prepared(Path("prepared"), (), (3, 1.5, 1.5), {"msd": None}, (case,))
+            >>> PatchPlan(prepared, PatchConfig(batch_size=4)).slots((1, 2))
+            range(2, 4)
+        """
+        worker, workers = shard
+        size = self.config.batch_size
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker {worker} of {workers}, expected a number from 0 to {workers - 1}")
+        if size % workers:
+            raise ValueError(f"{workers} workers cannot share a batch of {size} evenly: change batch_size")
+        return range(worker * size // workers, (worker + 1) * size // workers)
+
+    def state(self, batch: int) -> dict[str, Any]:
+        """What must be saved, as JSON, to go on before the batch with this index; see `batch_of`."""
+        return {"batch": batch, "config": self._settings(), "cases": self._fingerprint}
+
+    def batch_of(self, state: Mapping[str, Any]) -> int:
+        """The index of the batch before which a saved state goes on.
+
+        Args:
+            state: What `state` gave, of this plan or of one that draws the same patches.
+
+        Raises:
+            DataError: If it is of a plan that draws other patches, or no such state.
+        """
+        name = "state of the patches"
+        batch, config = (state.get(key) for key in ("batch", "config"))
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0 or not isinstance(config, dict):
+            problem = f"has batch {batch!r} and config {config!r}, expected a number from 0 and a config"
+            raise DataError(name, problem, "give what `PatchPlan.state` gave, or begin at a batch's index")
+        if difference := _first_difference(config, self._settings()):
+            problem = f"was saved with another config: {difference}"
+            raise DataError(name, problem, "take the config of the run that saved it, or begin anew")
+        if state.get("cases") != self._fingerprint:
+            raise DataError(
+                name,
+                f"was saved with other cases than those of {self.prepared.folder}",
+                "take the prepared folder of the run that saved it, or begin anew",
+            )
+        return batch
+
+    def _settings(self) -> dict[str, Any]:
+        """The config as JSON, without what does not decide which patches are drawn and how they look."""
+        settings = self.config.model_dump(mode="json", exclude={"workers"})
+        return {**settings, "datasets": list(self.datasets)}
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of the cases, their order, and what their values stand for."""
+        tables = [[name, self.prepared.datasets[name].table.tolist()] for name in self.datasets]
+        cases = [
+            [case.dataset, case.name, case.fingerprint, case.shape, case.foreground, case.annotated]
+            for name in self.datasets
+            for case in self.cases[name]
+        ]
+        text = json.dumps([self.prepared.classes, tables, cases])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def _deal_epoch(self, epoch: int) -> list[Case]:
         """The case of every patch of an epoch, in order."""
-        num_datasets = len(self.datasets)
-        each, rest = divmod(self.config.batches_per_epoch * self.config.batch_size, num_datasets)
-        order = np.repeat(np.arange(num_datasets), each)
-        order = np.append(order, np.arange(epoch * rest, (epoch + 1) * rest) % num_datasets)
-        np.random.default_rng([self.config.seed, _DATASETS, epoch]).shuffle(order)
-        # How many patches each dataset gave in all epochs before: this is where its dealing of cases goes on.
-        given = [epoch * each + len(range(i, epoch * rest, num_datasets)) for i in range(num_datasets)]
-        dealt = []
-        for dataset in order:
-            dealt.append(self._case(int(dataset), given[dataset]))
-            given[dataset] += 1
-        return dealt
+        order = np.repeat(np.arange(len(self.datasets)), list(self.quotas(epoch).values()))
+        random = np.random.default_rng([self.config.seed, _DATASETS, epoch])
+        random.shuffle(order)
+        self._spread_foreground(order, random)
+        before = self._quotas.before(epoch)
+        dealt = [self._deal(dataset, before[name]) for dataset, name in enumerate(self.datasets)]
+        return [next(dealt[dataset]) for dataset in order]
 
-    def _case(self, dataset: int, count: int) -> Case:
-        """The case that a dataset gives after it gave `count`."""
+    def _spread_foreground(self, order: np.ndarray, random: np.random.Generator) -> None:
+        """Swap patches between batches so that all have enough of datasets that have foreground, if there are."""
+        batches = order.reshape(-1, self.config.batch_size)
+        has_foreground = np.array([bool(self._with_foreground[name]) for name in self.datasets])
+        beyond = has_foreground[batches].sum(axis=1) - self.config.num_forced
+        numbers = np.arange(len(batches))
+        poor = np.repeat(numbers, np.maximum(-beyond, 0))
+        rich = random.permutation(np.repeat(numbers, np.maximum(beyond, 0)))
+        for taker, giver in zip(poor, rich, strict=False):  # one may be used up before the other
+            here = taker, has_foreground[batches[taker]].argmin()
+            there = giver, has_foreground[batches[giver]].argmax()
+            batches[here], batches[there] = batches[there], batches[here]
+
+    def _deal(self, dataset: int, count: int) -> Iterator[Case]:
+        """The cases that a dataset gives after it gave `count`, endlessly."""
         cases = self.cases[self.datasets[dataset]]
-        round_, place = divmod(count, len(cases))
-        order = np.random.default_rng([self.config.seed, _CASES, dataset, round_]).permutation(len(cases))
-        return cases[order[place]]
+        first, place = divmod(count, len(cases))
+        for round_ in itertools.count(first):
+            order = np.random.default_rng([self.config.seed, _CASES, dataset, round_]).permutation(len(cases))
+            yield from (cases[index] for index in order[place:])
+            place = 0
 
     def _forced_slots(self, cases: list[Case], random: np.random.Generator) -> set[int]:
         """Choose the patches that are centred on foreground; may replace entries of `cases`."""
         shuffled = random.permutation(len(cases)).tolist()
         forced = [slot for slot in shuffled if cases[slot].foreground][: self.config.num_forced]
         for slot in shuffled:
-            others = [case for case in self.cases[cases[slot].dataset] if case.foreground]
+            others = self._with_foreground[cases[slot].dataset]
             if len(forced) < self.config.num_forced and slot not in forced and others:
                 cases[slot] = others[random.integers(len(others))]
                 forced.append(slot)
@@ -251,6 +357,23 @@ def fixed_draws(
         else:
             draws.append(random_draw(case, patch_size, random))
     return draws
+
+
+def _first_difference(found: Mapping[str, Any], expected: Mapping[str, Any], within: str = "") -> str | None:
+    """Where one config differs from another, in words; None if they are the same.
+
+    Example:
+        >>> _first_difference({"seed": 0, "mirror": {"probability": 1}}, {"seed": 0, "mirror": {"probability": 0}})
+        'mirror.probability is 1, expected 0'
+    """
+    for key in sorted(found.keys() | expected.keys()):
+        one, other = found.get(key), expected.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            if difference := _first_difference(one, other, f"{within}{key}."):
+                return difference
+        elif one != other:
+            return f"{within}{key} is {one!r}, expected {other!r}"
+    return None
 
 
 def _cases_by_dataset(prepared: Prepared, config: PatchConfig) -> dict[str, list[Case]]:

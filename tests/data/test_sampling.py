@@ -1,6 +1,8 @@
 """Which patches are drawn; no TensorFlow."""
 
 import collections
+import dataclasses
+import json
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import numpy as np
 import pydantic
 import pytest
 
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table
 from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws, patch_start
@@ -175,7 +178,15 @@ def test_datasets_that_cannot_be_drawn_from_are_named(prepared, config, message)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"patch_size": (0, 4, 4)}, {"batch_size": 0}, {"foreground": 33}, {"patchsize": 4}]
+    "wrong",
+    [
+        {"patch_size": (0, 4, 4)},
+        {"batch_size": 0},
+        {"foreground": 33},
+        {"patchsize": 4},
+        {"mix": "sqrt"},
+        {"datasets": ["full", "livers", "full"]},
+    ],
 )
 def test_wrong_config_is_refused(wrong):
     with pytest.raises(pydantic.ValidationError):
@@ -192,6 +203,108 @@ def test_fixed_draws_stay_the_same_and_show_every_case_and_value(prepared):
 def test_fixed_draws_of_an_unknown_dataset_are_refused(prepared):
     with pytest.raises(DataError, match="has no dataset nowhere"):
         fixed_draws(prepared, "nowhere", "train", 1, (4, 4, 4), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("mix", "numbers"),
+    [("equal", (40, 40)), ("proportional", (30, 50)), ("inverse_sqrt", (35, 45))],
+)
+def test_drawn_patches_are_the_quotas_of_the_mix(prepared, mix, numbers):
+    config = PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=40, mix=mix)
+    plan = PatchPlan(prepared, config)
+    for epoch in range(3):
+        quotas = plan.quotas(epoch)
+        assert per_dataset(draws_of(plan, range(epoch * 40, epoch * 40 + 40))) == quotas
+    assert plan.quotas(0) == dict(zip(("full", "livers"), numbers, strict=True))
+
+
+def test_a_dataset_with_no_patch_in_an_epoch_has_one_in_a_later_epoch(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), batch_size=1, batches_per_epoch=1, mix="proportional")
+    plan = PatchPlan(prepared, config)
+    assert per_dataset(draws_of(plan, range(8))) == {"full": 3, "livers": 5}
+
+
+def test_no_case_comes_twice_in_a_round_whatever_the_mix(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=7, foreground=0, mix="inverse_sqrt")
+    draws = draws_of(PatchPlan(prepared, config), range(70))
+    for dataset, num in (("full", 3), ("livers", 5)):
+        names = [draw.case.name for draw in draws if draw.case.dataset == dataset]
+        for first in range(0, len(names) - num + 1, num):
+            assert len(set(names[first : first + num])) == num
+
+
+def test_batches_share_the_patches_of_a_dataset_without_foreground(tmp_path):
+    cases = [("full", f"case{i}", (10, 10, 10), {}, "train") for i in range(3)]
+    prepared = make_prepared(tmp_path, [*cases, ("livers", "case0", (10, 10, 10), {1: [500]}, "train")])
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(4, 4, 4), batches_per_epoch=20))
+    for index in range(60):
+        assert [draw.case.dataset for draw in plan.batch(index) if draw.forced_value] == ["livers"]
+    assert per_dataset(draws_of(plan, range(20))) == {"full": 20, "livers": 20}
+
+
+def test_a_draw_names_the_voxel_on_which_it_is_centred(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), foreground=1, datasets=["livers"])
+    voxels = {draw.voxel for draw in draws_of(PatchPlan(prepared, config), range(10))}
+    assert voxels == {(5, 0, 0)}
+    config = PatchConfig(patch_size=(4, 4, 4), foreground=0)
+    assert {draw.voxel for draw in PatchPlan(prepared, config).batch(0)} == {None}
+
+
+def test_workers_share_every_batch_without_overlap(prepared):
+    plan = PatchPlan(prepared, PatchConfig(batch_size=12))
+    for workers in (1, 2, 3, 4, 6, 12):
+        slots = [slot for worker in range(workers) for slot in plan.slots((worker, workers))]
+        assert slots == list(range(12))
+
+
+@pytest.mark.parametrize("shard", [(0, 5), (3, 3), (-1, 3), (0, 0)])
+def test_workers_that_cannot_share_a_batch_are_refused(prepared, shard):
+    with pytest.raises(ValueError, match="worker"):
+        PatchPlan(prepared, PatchConfig(batch_size=12)).slots(shard)
+
+
+def test_a_state_saved_as_json_goes_on_at_its_batch(prepared):
+    config = PatchConfig(patch_size=(4, 4, 4), mix="inverse_sqrt", augmentation=AugmentationConfig())
+    state = json.loads(json.dumps(PatchPlan(prepared, config).state(17)))
+    assert PatchPlan(prepared, config.model_copy(update={"workers": 7})).batch_of(state) == 17
+    named = config.model_copy(update={"datasets": ["full", "livers"]})  # those that None stands for
+    assert PatchPlan(prepared, named).batch_of(state) == 17
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed is 0, expected 4"),
+        ({"mix": "proportional"}, "mix is 'equal', expected 'proportional'"),
+        ({"datasets": ["livers", "full"]}, "datasets is ['full', 'livers'], expected ['livers', 'full']"),
+        (
+            {"augmentation": AugmentationConfig(mirror={"probability": 0.25})},
+            "augmentation.mirror.probability is 0.5, expected 0.25",
+        ),
+    ],
+)
+def test_a_state_of_another_config_is_refused(prepared, change, message):
+    config = PatchConfig(augmentation=AugmentationConfig())
+    state = PatchPlan(prepared, config).state(3)
+    with pytest.raises(DataError) as error:
+        PatchPlan(prepared, config.model_copy(update=change)).batch_of(state)
+    assert f"was saved with another config: {message}" in str(error.value)
+
+
+def test_a_state_of_other_cases_is_refused(prepared):
+    state = PatchPlan(prepared, PatchConfig()).state(3)
+    first = dataclasses.replace(prepared.cases[0], fingerprint="prepared anew")
+    for cases in (prepared.cases[1:], (first, *prepared.cases[1:])):
+        plan = PatchPlan(dataclasses.replace(prepared, cases=cases), PatchConfig())
+        with pytest.raises(DataError, match="was saved with other cases"):
+            plan.batch_of(state)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": -1}, {"batch": "3"}, {"batch": True}, {"config": None}])
+def test_what_is_no_state_is_refused(prepared, wrong):
+    plan = PatchPlan(prepared, PatchConfig())
+    with pytest.raises(DataError, match="expected a number from 0 and a config"):
+        plan.batch_of({**plan.state(3), **wrong})
 
 
 def test_sampling_needs_no_tensorflow():
