@@ -13,6 +13,9 @@ _WHERE = {
     "read_card": "partialseg.data.cards",
     "split_left_right": "partialseg.data.sides",
     "patches": "partialseg.data.pipeline",
+    "PatchConfig": "partialseg.data.sampling",
+    "PatchPlan": "partialseg.data.sampling",
+    "AugmentationConfig": "partialseg.data.augmentation",
     "read_prepared": "partialseg.data.prepared",
 }
 
