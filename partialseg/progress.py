@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-# Plain text in notebooks too: the widgets of rich need a package of their own there.
-console = Console(stderr=True, force_jupyter=False)
+# Plain text in notebooks too: the widgets of rich need a package of their own there. And each bar once, when it is
+# full: a notebook says that it is a terminal, but keeps every state of the bar.
+console = Console(stderr=True, force_jupyter=False, force_terminal=False if "ipykernel" in sys.modules else None)
 
 
 def progress_bar() -> Progress:
