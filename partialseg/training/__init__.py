@@ -5,6 +5,7 @@ from __future__ import annotations
 from partialseg.lazy import lazy_names
 
 _WHERE = {
+    "DataWait": "partialseg.training.data_wait",
     "TrainingConfig": "partialseg.training.config",
     "read_config": "partialseg.training.config",
     "read_run": "partialseg.training.runs",

@@ -14,8 +14,12 @@ from rich.progress import Progress as ProgressBar
 
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
+from partialseg.progress import console
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
+
+#: Share of an epoch that the device may wait for data before its line says what to do.
+MUCH_WAIT = 0.1
 
 
 class LossIsNotFiniteError(DataError):
@@ -91,7 +95,9 @@ class TermsPerDataset:
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """After each epoch: log, step the learning rate, save a checkpoint; during it: move the progress bar.
+    """After each epoch: log, step the learning rate, save a checkpoint, print a line; during it: move the bar.
+
+    Comes after a `DataWait` among the callbacks, whose `data_wait` it logs.
 
     The order makes a kill at any moment harmless: the checkpoint is written under its own name, then
     `progress.json`, which names it, replaces the one before, then older checkpoints are removed.
@@ -138,31 +144,62 @@ class EpochEnd(keras.callbacks.Callback):
         bar.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log, step the learning rate, save."""
-        progress, loss = self.progress, float((logs or {})["loss"])
+        """Log, step the learning rate, save, print."""
+        progress, logs = self.progress, logs or {}
+        loss, wait = float(logs["loss"]), float(logs["data_wait"])
         seconds = time.perf_counter() - self._started
         rows = self.terms(self.model)
         progress.epoch = epoch + 1
         progress.log.append(
-            [self.stage.name, progress.epoch, progress.learning_rate, round(loss, 6), round(seconds, 3)]
+            [
+                *(self.stage.name, progress.epoch, progress.learning_rate),
+                *(round(loss, 6), round(seconds, 3), round(wait, 4)),
+            ]
         )
         progress.terms += [
             [self.stage.name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
         ]
-        self._write_tensorboard(loss, rows)
+        self._write_tensorboard(loss, wait, rows)
         schedule = self.stage.schedule or self.config.schedule
         schedule_step(progress, loss, schedule, self.config.optimizer.learning_rate, self.stage.epochs)
         self.model.optimizer.learning_rate = progress.learning_rate
         save_checkpoint(self.model, self.folder, progress)
+        # Neither colours nor marks: a stage may be called anything.
+        line = epoch_line(self.stage, progress.epoch, loss, seconds, wait, self.config.workers)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _write_tensorboard(self, loss: float, rows: list[tuple[str, str, float]]) -> None:
+    def _write_tensorboard(self, loss: float, wait: float, rows: list[tuple[str, str, float]]) -> None:
         step = len(self.progress.log)
         with self.writer.as_default():
             tf.summary.scalar("loss", loss, step)
+            tf.summary.scalar("data_wait", wait, step)
             tf.summary.scalar("learning_rate", self.progress.learning_rate, step)
             for dataset, term, value in rows:
                 tf.summary.scalar(f"{term}/{dataset}", value, step)
         self.writer.flush()
+
+
+def epoch_line(stage: StageConfig, epoch: int, loss: float, seconds: float, wait: float, workers: int) -> str:
+    """What is printed after an epoch; where the device waited much for data, with what to do about it.
+
+    Args:
+        stage: Under way.
+        epoch: Epochs of it that are done.
+        loss: Mean of the epoch.
+        seconds: That it took.
+        wait: Share of them for which the device waited for data, 0 to 1.
+        workers: Batches that are read at the same time.
+
+    Example:
+        >>> stage = StageConfig(name="all", datasets="all", epochs=80, patches_per_dataset=500)
+        >>> print(epoch_line(stage, 3, 1.2341, 12.34, 0.04, workers=2))
+        all, epoch 3 of 80: loss 1.234, 12.3 s, waited for data 4%
+    """
+    line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}, {seconds:.1f} s"
+    line += f", waited for data {wait:.0%}"
+    if wait > MUCH_WAIT:
+        line += f": raise workers ({workers}), or feed from other machines (data_service)"
+    return line
 
 
 def save_checkpoint(model: keras.Model, folder: Path, progress: Progress) -> None:

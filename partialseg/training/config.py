@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -15,15 +17,19 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from partialseg.data.augmentation import AugmentationConfig, Chance
 from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
 
 ClassReduction = Literal["mean", "sum"]
+Mix = Literal["equal", "proportional", "inverse_sqrt"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -259,8 +265,8 @@ class StageConfig(_Section):
         name: Shown in logs.
         datasets: "full" for the fully annotated ones, "all", or names.
         epochs: How many.
-        patches_per_dataset: Patches drawn from each dataset in each epoch.
-        schedule: Of this stage, instead of that of the whole config.
+        patches_per_dataset: Patches drawn from each dataset in each epoch; on average, where `mix` is not "equal".
+        schedule, mix: Of this stage, instead of that of the whole config.
     """
 
     name: str
@@ -268,6 +274,7 @@ class StageConfig(_Section):
     epochs: PositiveInt
     patches_per_dataset: PositiveInt
     schedule: ScheduleConfig | None = None
+    mix: Mix | None = None
 
     @field_validator("datasets")
     @classmethod
@@ -285,10 +292,16 @@ class TrainingConfig(_Section):
         patch_size: `(depth, height, width)` in voxels.
         batch_size: Patches in a batch, over all devices.
         foreground: Least share of a batch's patches that are centred on annotated foreground.
+        mix: What share of the patches each dataset gives: "equal", "proportional" to its number of cases, or
+            "inverse_sqrt", in proportion to the square root of that number. See `partialseg.data.mixing`.
         network, losses, optimizer, schedule: See their classes.
+        augmentation: How patches are changed at random, nnU-Net's way unless told otherwise; None for not at all. Of
+            a transform, probability or range alone may be given. Its `window_hu` is the network's.
         stages: In order.
         monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
-        workers: Patches read in parallel.
+        workers: Batches read at the same time.
+        data_service: Address `grpc://host:port` of the dispatcher of a tf.data service, on whose machines patches
+            are read; None: on this one.
     """
 
     name: str
@@ -297,22 +310,69 @@ class TrainingConfig(_Section):
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 190, 190)
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
+    mix: Mix = "equal"
     network: NetworkConfig = NetworkConfig()
     losses: LossConfig = PartialSupervisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    augmentation: AugmentationConfig | None = Field(AugmentationConfig(), validate_default=True)
     stages: tuple[StageConfig, ...] = (
         StageConfig(name="fully annotated", datasets="full", epochs=120, patches_per_dataset=500),
         StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),
     )
     monitor_patches: PositiveInt = 2
     workers: PositiveInt = 2
+    data_service: str | None = None
 
     @field_validator("stages")
     @classmethod
     def _some_stages_with_names_of_their_own(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         _some_each_once([stage.name for stage in stages])  # logs and curves tell stages apart by name
         return stages
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _transforms_in_part(cls, augmentation: Any) -> Any:
+        """What a transform does not say is as by default, so that `noise: {probability: 0}` switches it off."""
+        if not isinstance(augmentation, dict):
+            return augmentation
+        defaults = {
+            name: field.default.model_dump()
+            for name, field in AugmentationConfig.model_fields.items()
+            if isinstance(field.default, Chance)
+        }
+        return {
+            name: {**defaults[name], **given} if name in defaults and isinstance(given, dict) else given
+            for name, given in augmentation.items()
+        }
+
+    @field_validator("augmentation")
+    @classmethod
+    def _clips_as_the_network_does(
+        cls, augmentation: AugmentationConfig | None, info: ValidationInfo
+    ) -> AugmentationConfig | None:
+        window = info.data["network"].window_hu if "network" in info.data else None
+        if augmentation is None or window in (None, augmentation.window_hu):
+            return augmentation
+        if "window_hu" in augmentation.model_fields_set:
+            raise PydanticCustomError(
+                "window",
+                "found {own}, but `network.window_hu` is {network}, expected the same, or none here",
+                {
+                    "own": list(augmentation.window_hu),
+                    "network": list(window),
+                    "location": ("augmentation", "window_hu"),
+                },
+            )
+        return augmentation.model_copy(update={"window_hu": window})
+
+    @field_validator("data_service")
+    @classmethod
+    def _address_of_a_dispatcher(cls, address: str | None) -> str | None:
+        parts = re.fullmatch(r"grpc://(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address or "", re.ASCII)
+        if address is not None and not (parts and 0 < int(parts[1]) < 2**16):
+            raise ValueError("expected an address like grpc://host:5050")
+        return address
 
 
 def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:
@@ -351,8 +411,12 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def read_config(path_or_name: str | Path) -> TrainingConfig:
+def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = None) -> TrainingConfig:
     """Read a config file, or one that comes with the package by its name ("paper", "demo", "tiny").
+
+    Args:
+        path_or_name: The file, or the name.
+        absent: Values of fields that the file does not name, where they are others than the defaults.
 
     Raises:
         DataError: If there is no such file, or it says something that is not understood; names line and field.
@@ -365,7 +429,7 @@ def read_config(path_or_name: str | Path) -> TrainingConfig:
         raise DataError(path, "there is no such config", f"give a YAML file, or one of {shipped}")
     content = read_yaml(path)
     try:
-        return TrainingConfig.model_validate(content.content)
+        return TrainingConfig.model_validate({**(absent or {}), **content.content})
     except ValidationError as error:
         place = _place_in_file(problem_location(error))
         remedy = "correct the config; those in configs are examples"

@@ -11,7 +11,8 @@ from typing import Any
 
 from partialseg.files import write_json, write_text
 
-LOG_COLUMNS = ("stage", "epoch", "learning_rate", "loss", "seconds")
+#: `data_wait` came last: rows that were logged before it have none.
+LOG_COLUMNS = ("stage", "epoch", "learning_rate", "loss", "seconds", "data_wait")
 TERM_COLUMNS = ("stage", "epoch", "dataset", "term", "value")
 
 
@@ -48,7 +49,11 @@ class Progress:
     def load(cls, folder: Path) -> Progress | None:
         """Read it back; None where nothing has been saved."""
         path = folder / "checkpoint" / "progress.json"
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        progress = cls(**json.loads(path.read_text(encoding="utf-8")))
+        progress.log = [row + [None] * (len(LOG_COLUMNS) - len(row)) for row in progress.log]
+        return progress
 
 
 def _csv(columns: tuple[str, ...], rows: list[list[Any]]) -> str:

@@ -3,7 +3,7 @@
 RUN/config.yaml        the resolved config
 RUN/run.json           classes, spacing, patch size, datasets, versions
 RUN/model.keras        the trained network
-RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds
+RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait
 RUN/terms.csv          a row per epoch, dataset and loss term: stage, epoch, dataset, term, value
 RUN/tensorboard/       the same for TensorBoard
 RUN/checkpoint/        while it trains: the last epoch's weights and optimiser, and where it stands
@@ -15,14 +15,18 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from partialseg.data.front_matter import read_yaml
 from partialseg.errors import DataError
 from partialseg.files import write_json
 from partialseg.training.config import TrainingConfig, read_config, write_config
 
 if TYPE_CHECKING:
     import keras
+
+#: What runs did before a config had a field for it: what one that does not name the field began with.
+BEFORE_THERE_WAS_A_FIELD = {"augmentation": None}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ def write_run(run: Run, versions: dict[str, str]) -> None:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
+    A run that began before configs had a field has the value that says what was done then, whatever the default is
+    now: no augmentation.
+
     Raises:
         DataError: If it is not one, or its files are damaged.
     """
@@ -110,7 +117,7 @@ def read_run(folder: str | Path) -> Run:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Run(
             folder=folder,
-            config=read_config(folder / "config.yaml"),
+            config=read_config(folder / "config.yaml", absent=BEFORE_THERE_WAS_A_FIELD),
             classes=tuple(content["classes"]),
             spacing_mm=tuple(content["spacing_mm"]),
             datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
@@ -120,3 +127,16 @@ def read_run(folder: str | Path) -> Run:
         raise DataError(
             path, f"does not describe a run ({error!r})", "copy the run folder again, or train anew"
         ) from error
+
+
+def fields_before_their_time(folder: Path) -> dict[str, Any]:
+    """Values of the fields that the config of a run does not name because it began before they were there.
+
+    Args:
+        folder: Of the run, or where one will be.
+    """
+    config = folder / "config.yaml"
+    if not (config.is_file() and (folder / "run.json").is_file()):
+        return {}
+    named = read_yaml(config).content
+    return {field: value for field, value in BEFORE_THERE_WAS_A_FIELD.items() if field not in named}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -22,8 +23,9 @@ from partialseg.models import supervision_strides, unet
 from partialseg.progress import console, progress_bar
 from partialseg.training.callbacks import EpochEnd, TermsPerDataset
 from partialseg.training.config import StageConfig, TrainingConfig, read_config, stage_datasets
+from partialseg.training.data_wait import DataWait
 from partialseg.training.history import Progress
-from partialseg.training.runs import Run, read_run, write_run
+from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
 
 #: Batches of different stages never share a seed: stage k draws with seed + k times this.
 STAGE_SEED = 1_000_003
@@ -42,7 +44,8 @@ def train(
         config: The experiment, a config file, or the name of one that comes with the package.
         prepared: What `partialseg prepare` wrote, or the folder or URL where it lies.
         out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
-            holds a finished one, that is returned.
+            holds a finished one, that is returned. `workers` and `data_service`, which do not change what is read,
+            may be others than before.
         start_from: A finished run whose weights the network begins with, instead of random ones. It must
             have the same classes and the same network.
         devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
@@ -58,6 +61,7 @@ def train(
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
         start_from = read_run(start_from)
+    config = _as_begun(config, Path(out))
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
     prepared.check_files(prepared.select(split="train"))
@@ -98,6 +102,13 @@ def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     return unet(num_classes, **config.network.model_dump())
 
 
+def _as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The config; fields that it leaves to the default are as the run in the folder began, if they are newer."""
+    earlier = fields_before_their_time(folder)
+    left_open = {field: earlier[field] for field in earlier.keys() - config.model_fields_set}
+    return config.model_copy(update=left_open)
+
+
 def _with_prior(config: TrainingConfig, prepared: Prepared, folder: Path) -> TrainingConfig:
     """The config with a prior: its own, else that with which the run in the folder began, else as measured."""
     prior = config.losses.prior
@@ -133,6 +144,7 @@ def _measured_prior(config: TrainingConfig, prepared: Prepared) -> dict[str, flo
         foreground=config.foreground,
         seed=config.seed,
         datasets=[name for name in prepared.datasets if name in drawn],
+        mix=config.mix,
     )
     prior = organ_size_prior(prepared, patch_config)
     console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
@@ -151,6 +163,8 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
     )
     if (folder / "run.json").is_file():
         earlier = read_run(folder)
+        how_read = {"workers": earlier.config.workers, "data_service": earlier.config.data_service}
+        run = replace(run, config=config.model_copy(update=how_read))
         for what in ("config", "classes", "spacing_mm", "datasets", "started_from"):
             if getattr(earlier, what) != getattr(run, what):
                 raise DataError(
@@ -245,21 +259,7 @@ def _train_stage(
     writer: tf.summary.SummaryWriter,
 ) -> None:
     """Fit one stage, from `progress.epoch` on."""
-    datasets = stage_datasets(stage, prepared)
-    steps = -(-len(datasets) * stage.patches_per_dataset // config.batch_size)
-    patch_config = PatchConfig(
-        patch_size=config.patch_size,
-        batch_size=config.batch_size,
-        foreground=config.foreground,
-        seed=config.seed + STAGE_SEED * progress.stage,
-        batches_per_epoch=steps,
-        datasets=datasets,
-        workers=config.workers,
-    )
-    stream = patches(prepared, patch_config, start_batch=progress.epoch * steps)
-    if config.network.deep_supervision:
-        strides = supervision_strides(config.network.strides)
-        stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
+    stream, steps = _stream(config, stage, prepared, progress)
     with data_problems(), progress_bar() as bar:
         done = progress.epoch * steps
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
@@ -270,8 +270,33 @@ def _train_stage(
             steps_per_epoch=steps,
             verbose=0,
             shuffle=False,
-            callbacks=[EpochEnd(run.folder, progress, config, stage, terms, writer, (bar, task))],
+            # The first measures what the second logs.
+            callbacks=[DataWait(), EpochEnd(run.folder, progress, config, stage, terms, writer, (bar, task))],
         )
+
+
+def _stream(
+    config: TrainingConfig, stage: StageConfig, prepared: Prepared, progress: Progress
+) -> tuple[tf.data.Dataset, int]:
+    """The batches of a stage as `fit` takes them, from `progress.epoch` on, and how many make an epoch."""
+    datasets = stage_datasets(stage, prepared)
+    steps = -(-len(datasets) * stage.patches_per_dataset // config.batch_size)
+    patch_config = PatchConfig(
+        patch_size=config.patch_size,
+        batch_size=config.batch_size,
+        foreground=config.foreground,
+        seed=config.seed + STAGE_SEED * progress.stage,
+        batches_per_epoch=steps,
+        datasets=datasets,
+        workers=config.workers,
+        mix=stage.mix or config.mix,
+        augmentation=config.augmentation,
+    )
+    stream = patches(prepared, patch_config, progress.epoch * steps)
+    if config.network.deep_supervision:
+        strides = supervision_strides(config.network.strides)
+        stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
+    return stream, steps
 
 
 def _coarser(target: tf.Tensor, strides: list[tuple[int, ...]]) -> tuple[tf.Tensor, ...]:

@@ -1,7 +1,9 @@
 import pytest
 
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table
 from partialseg.data.prepared import Case, Dataset, Prepared
+from partialseg.data.sampling import PatchConfig
 from partialseg.errors import DataError
 from partialseg.training.config import (
     LOSS_CONFIGS,
@@ -140,3 +142,83 @@ def test_defaults_are_the_paper_numbers_with_a_learning_rate_that_trains():
     config = TrainingConfig(name="x")
     assert config.optimizer.learning_rate == 1e-3
     assert config.model_copy(update={"name": "paper"}).stages[1].epochs == 80
+
+
+def read(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\n" + text)
+    return read_config(path)
+
+
+def test_patches_are_augmented_unless_a_config_says_none(tmp_path):
+    assert read(tmp_path, "").augmentation == AugmentationConfig()
+    assert read(tmp_path, "augmentation: {}\n").augmentation == AugmentationConfig()
+    assert read(tmp_path, "augmentation: null\n").augmentation is None
+    assert {name: read_config(name).augmentation for name in ("paper", "demo", "tiny")} == dict.fromkeys(
+        ("paper", "demo", "tiny")
+    )
+
+
+def test_a_transform_may_be_given_in_part(tmp_path):
+    text = "augmentation: {noise: {probability: 0}, rotation: {range: [-5, 5]}, mirror: {axes: [x]}}\n"
+    augmentation = read(tmp_path, text).augmentation
+    assert augmentation.noise == AugmentationConfig().noise.model_copy(update={"probability": 0})
+    assert augmentation.rotation == AugmentationConfig().rotation.model_copy(update={"range": (-5, 5)})
+    assert (augmentation.mirror.axes, augmentation.mirror.probability) == (("x",), 0.5)
+    assert augmentation.gamma == AugmentationConfig().gamma
+
+
+def test_patches_are_clipped_to_the_window_of_the_network(tmp_path):
+    network = "network: {window_hu: [-100, 250]}\n"
+    for text in ("", "augmentation: {}\n", "augmentation: {window_hu: [-100, 250]}\n"):
+        config = read(tmp_path, network + text)
+        assert config.augmentation.window_hu == (-100, 250)
+        write_config(config, tmp_path / "again.yaml")
+        assert read_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "network: {window_hu: [-100, 250]}\naugmentation:\n  window_hu: [-100, 300]\n",
+            r"line 4, `augmentation\.window_hu`: found \[-100\.0, 300\.0\], but `network\.window_hu` is "
+            r"\[-100\.0, 250\.0\], expected",
+        ),
+        (
+            "augmentation:\n  noise: {probability: 2}\n",
+            r"line 3, `augmentation\.noise\.probability`: found 2",
+        ),
+        (
+            "augmentation:\n  nois: {probability: 1}\n",
+            r"line 3, `augmentation\.nois`: there is no such field",
+        ),
+        (
+            "augmentation:\n  gamma: {range: [2, 1]}\n",
+            r"line 3, `augmentation\.gamma\.range`: the least must",
+        ),
+        ("augmentation: true\n", r"line 2, `augmentation`: found True, expected"),
+        (
+            "augmentation:\n  rotation: {range: [-180, 180]}\n",
+            r"line 2, `augmentation`: rotation by more than 90 degrees",
+        ),
+        ("mix: even\n", r"line 2, `mix`: found 'even', expected"),
+        (f"stages: [{STAGE.replace('}', ', mix: even}')}]\n", r"line 2, `stages\.0\.mix`: found 'even'"),
+        ("data_service: localhost:5050\n", r"line 2, `data_service`: expected an address like grpc://"),
+        ("data_service: grpc://reader:0\n", r"line 2, `data_service`: expected an address like grpc://"),
+        ("data_service: grpc://reader\n", r"line 2, `data_service`: expected an address like grpc://"),
+    ],
+)
+def test_what_is_wrong_with_patches_is_said_in_the_words_of_the_file(text, words, tmp_path):
+    with pytest.raises(DataError, match=words) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["reader-0.cluster.local", "10.0.0.1", "[::1]"])
+def test_a_data_service_has_a_host_and_a_port(host, tmp_path):
+    assert read(tmp_path, f'data_service: "grpc://{host}:5050"\n').data_service == f"grpc://{host}:5050"
+
+
+def test_mixes_are_those_of_patches():
+    assert TrainingConfig.model_fields["mix"].annotation == PatchConfig.model_fields["mix"].annotation

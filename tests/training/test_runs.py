@@ -3,7 +3,7 @@ import pytest
 from partialseg.errors import DataError
 from partialseg.models import unet
 from partialseg.training.config import TrainingConfig
-from partialseg.training.runs import Run, read_run, write_run
+from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
 
 
 @pytest.fixture
@@ -38,3 +38,19 @@ def test_a_network_that_was_cut_off_is_one_line_that_names_it(run, share):
     with pytest.raises(DataError, match=r"model\.keras: cannot be read as a network") as error:
         run.load_model()
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_began_before_there_was_augmentation_has_none(run):
+    path = run.folder / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    first = next(n for n, line in enumerate(lines) if line.startswith("augmentation:"))
+    last = next(n for n, line in enumerate(lines) if n > first and not line.startswith(" "))
+    path.write_text("".join(lines[:first] + lines[last:]))
+    assert run.config.augmentation is not None
+    assert read_run(run.folder).config == run.config.model_copy(update={"augmentation": None})
+    assert fields_before_their_time(run.folder) == {"augmentation": None}
+
+
+def test_a_run_that_names_its_augmentation_keeps_it(run):
+    assert fields_before_their_time(run.folder) == {}
+    assert fields_before_their_time(run.folder / "elsewhere") == {}

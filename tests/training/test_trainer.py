@@ -1,5 +1,6 @@
 import csv
 import inspect
+import json
 import shutil
 import sys
 
@@ -8,13 +9,14 @@ import pytest
 import yaml
 
 from partialseg.cli import main
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 from partialseg.losses import PRESETS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
-from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig
+from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig, StageConfig
 from partialseg.training.history import Progress
 
 
@@ -55,6 +57,7 @@ def test_run_folder_holds_config_network_and_logs(run, config, tiny_prepared):
         (s.name, str(e + 1)) for s in config.stages for e in range(s.epochs)
     ]
     assert all(float(r["loss"]) > 0 for r in log)
+    assert all(0 <= float(r["data_wait"]) <= 1 for r in log)
     terms = rows(run.folder / "terms.csv")
     assert {r["dataset"] for r in terms} == set(prepared.datasets)
     assert {r["term"] for r in terms} == {"mCE", "mDC", "eCE", "eDC"}
@@ -219,6 +222,70 @@ def test_a_measured_prior_is_kept_with_the_run(config, tiny_prepared, tmp_path, 
     capsys.readouterr()
     assert train(config, tiny_prepared, tmp_path / "run") == run
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_of_before_goes_on_without_augmentation_and_with_its_log(
+    config, tiny_prepared, tmp_path, monkeypatch, capsys
+):
+    def save_then_stop(*args):
+        saved(*args)
+        raise KeyboardInterrupt
+
+    saved = callbacks.save_checkpoint
+    monkeypatch.setattr(callbacks, "save_checkpoint", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tiny_prepared, tmp_path / "run")
+    monkeypatch.setattr(callbacks, "save_checkpoint", saved)
+    path = tmp_path / "run" / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({k: v for k, v in written.items() if k != "augmentation"}))
+    path = tmp_path / "run" / "checkpoint" / "progress.json"
+    progress = json.loads(path.read_text())
+    progress["log"] = [row[:5] for row in progress["log"]]
+    path.write_text(json.dumps(progress))
+
+    left_open = read_config(tmp_path / "run" / "config.yaml")
+    assert left_open.augmentation is not None
+    with pytest.raises(DataError, match="another config"):
+        train(
+            config.model_copy(update={"augmentation": AugmentationConfig()}), tiny_prepared, tmp_path / "run"
+        )
+    more_workers = left_open.model_copy(update={"workers": 1})
+    run = train(more_workers, tiny_prepared, tmp_path / "run")
+    assert run.model_path.is_file()
+    assert run.config.augmentation is None
+    assert [row["data_wait"] == "" for row in rows(run.folder / "log.csv")] == [True, False, False, False]
+    lines = [line for line in capsys.readouterr().err.splitlines() if ", epoch " in line]
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{stage}, epoch {epoch} of 2" for stage, epoch in zip(STAGES[1:], EPOCHS[1:], strict=True)
+    ]
+
+
+STAGES, EPOCHS = ("fully annotated",) * 2 + ("all datasets",) * 2, (1, 2, 1, 2)
+
+
+def test_a_line_says_what_to_do_where_the_device_waited_much():
+    stage = StageConfig(name="all [datasets]", datasets="all", epochs=80, patches_per_dataset=1)
+    assert callbacks.epoch_line(stage, 3, 1.2341, 12.34, 0.1, 2).endswith("12.3 s, waited for data 10%")
+    assert callbacks.epoch_line(stage, 3, 1.2341, 12.34, 0.4, 2) == (
+        "all [datasets], epoch 3 of 80: loss 1.234, 12.3 s, waited for data 40%: raise workers (2), or feed from "
+        "other machines (data_service)"
+    )
+
+
+def test_a_stage_draws_with_its_own_mix_and_the_augmentation_of_the_config(
+    config, tiny_prepared, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(trainer, "patches", lambda prepared, patch_config, start: asked.append(patch_config))
+    stages = (config.stages[0].model_copy(update={"mix": "proportional"}), config.stages[1])
+    config = config.model_copy(
+        update={"stages": stages, "mix": "inverse_sqrt", "augmentation": AugmentationConfig()}
+    )
+    for stage in stages:
+        trainer._stream(config, stage, read_prepared(tiny_prepared), Progress())
+    assert [patch_config.mix for patch_config in asked] == ["proportional", "inverse_sqrt"]
+    assert [patch_config.augmentation for patch_config in asked] == [AugmentationConfig()] * 2
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
