@@ -12,11 +12,14 @@ annotated ones do. If they show much more of the body (the legs, say), every sha
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from partialseg.data.labels import ignored_value
+from partialseg.data.mixing import EpochQuotas, dataset_weights
 from partialseg.data.prepared import Case, Prepared
 from partialseg.data.sampling import Draw, PatchConfig, centred_draw, random_draw
 from partialseg.errors import DataError
@@ -33,8 +36,8 @@ def organ_size_prior(
     Args:
         prepared: The prepared cases.
         config: How training draws patches. The shares are then those in patches drawn alike: as many for every
-            partially annotated dataset (for every dataset if all are fully annotated), centred on one of its
-            organs as often as `config.foreground` asks. None measures whole scans.
+            partially annotated dataset (for every dataset if all are fully annotated) as `config.mix` asks,
+            centred on one of its organs as often as `config.foreground` asks. None measures whole scans.
         num_patches: How many patches are drawn. Shares of small organs need many: they differ between patches
             by about as much as they are, so with 1000 they are within some percent.
 
@@ -73,11 +76,13 @@ def _patches_as_in_training(
 ) -> Iterator[Draw]:
     """Patches of fully annotated cases, placed as training places those of the datasets that it draws from."""
     random = np.random.default_rng([config.seed, _ORGAN_SIZES])
-    organs_of_datasets = _annotated_organs(prepared, config)
-    for count in range(num_patches):
-        organs = organs_of_datasets[count % len(organs_of_datasets)]
+    showing_value: dict[int, list[Case]] = {}
+    for case in cases:
+        for value, *_ in case.foreground:
+            showing_value.setdefault(value, []).append(case)
+    for organs in _annotated_organs(prepared, config, num_patches):
         value = prepared.classes.index(organs[random.integers(len(organs))])
-        showing = [case for case in cases if value in (part[0] for part in case.foreground)]
+        showing = showing_value.get(value)
         if showing and random.random() < config.num_forced / config.batch_size:
             case = showing[random.integers(len(showing))]
             yield centred_draw(prepared, case, config.patch_size, random, value)
@@ -85,15 +90,19 @@ def _patches_as_in_training(
             yield random_draw(cases[random.integers(len(cases))], config.patch_size, random)
 
 
-def _annotated_organs(prepared: Prepared, config: PatchConfig) -> list[tuple[str, ...]]:
-    """The organs on which patches are centred, for each dataset whose samples the prior is for."""
+def _annotated_organs(prepared: Prepared, config: PatchConfig, num_patches: int) -> Iterator[tuple[str, ...]]:
+    """For each patch, the organs that its dataset annotates; as many of a dataset as the mix asks for."""
+    num_cases = Counter(case.dataset for case in prepared.select(split="train"))
     drawn = [
         dataset
         for name, dataset in prepared.datasets.items()
-        if (config.datasets is None or name in config.datasets) and prepared.select(name, "train")
+        if (config.datasets is None or name in config.datasets) and num_cases[name]
     ]
-    partial = [dataset for dataset in drawn if not dataset.fully_annotated]
-    return [dataset.annotated for dataset in partial or drawn]
+    samples = [dataset for dataset in drawn if not dataset.fully_annotated] or drawn
+    weights = dataset_weights({dataset.name: num_cases[dataset.name] for dataset in samples}, config.mix)
+    quotas = EpochQuotas(weights, num_patches).of_epoch(0)
+    for dataset in samples:
+        yield from itertools.repeat(dataset.annotated, quotas[dataset.name])
 
 
 def _count(prepared: Prepared, draws: Iterable[Draw], patch_size: tuple[int, int, int] | None) -> np.ndarray:
