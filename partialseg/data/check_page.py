@@ -60,14 +60,7 @@ def as_html(report: Mapping[str, Any], pictures: Mapping[_Case, bytes] | None = 
         report: As in `partialseg.data.coverage.CheckResult`.
         pictures: PNG files of cases, by `(dataset, case)`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("partialseg.data", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda number, word: f"{number:,} {word}{'' if number == 1 else 's'}"
+    environment = page_environment()
     environment.filters["ml"] = _millilitres
     environment.filters["plain"] = _plain
     shown = {case: base64.b64encode(png).decode("ascii") for case, png in (pictures or {}).items()}
@@ -85,6 +78,24 @@ def as_html(report: Mapping[str, Any], pictures: Mapping[_Case, bytes] | None = 
         colours=organ_colours(organs),
         strips={organ: _strip(organ, report) for organ in organs},
     )
+
+
+def page_environment() -> jinja2.Environment:
+    """Where the templates of this folder are filled in; what is filled in is escaped.
+
+    Example:
+        >>> page_environment().from_string("{{ 2 | count('case') }} of {{ name }}").render(name="<b>")
+        '2 cases of &lt;b&gt;'
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("partialseg.data", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda number, word: f"{number:,} {word}{'' if number == 1 else 's'}"
+    return environment
 
 
 def _strip(organ: str, report: Mapping[str, Any]) -> dict[str, Any] | None:
