@@ -53,7 +53,7 @@ NOTES = """
   HU of noise in the body and -1024 around it. Two patches in a batch, one of them centred on foreground: a class
   evenly among those present, then one of its 10,000 listed voxels. nnU-Net reads the same volumes, written as its
   preprocessing does for that patch size, clipped and normalised. They are whole HU, as none of nnU-Net's are that were
-  resampled: that suits Blosc2.
+  resampled: that makes its files smaller by 2 / 5, but not faster to read.
 - A batch of partialseg is the image (float32) and candidates of 6 classes (uint8): 10 bytes a voxel. nnU-Net's is the
   image (float32) and labels (int16): 6 bytes a voxel, from which its loss has yet to make the classes.
 - One worker or process has one core, two have two. nnU-Net: `nnUNetDataLoader` in the process itself, and
