@@ -26,6 +26,8 @@ from partialseg.cli_options import (
     finish,
 )
 from partialseg.errors import DataError, first_of
+from partialseg.inspect_command import inspect
+from partialseg.service_commands import service_app
 
 app = typer.Typer(
     name="partialseg",
@@ -37,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(card_app, name="card")
+app.add_typer(service_app, name="data-service")
 #: So many notes on datasets are printed by `check`; the page has all of them.
 _MOST_NOTES = 20
 
@@ -217,6 +220,9 @@ def prepare(
             f"no dataset here annotates {', '.join(unsupervised)}: a network learns nothing about them"
         )
     finish(result.problems)
+
+
+app.command()(inspect)
 
 
 @app.command()

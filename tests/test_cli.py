@@ -148,6 +148,11 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         ("predict run scan.nii.gz --out out --overlap 1", "less than or equal to 0.9"),
         ("evaluate predictions --truth raw --out out", "Missing option '--card'"),
         ("study table2", "'table2' is not one of"),
+        ("inspect prepared --stage 1", "goes with --config"),
+        ("inspect prepared --config tiny --seed 1", "goes without --config"),
+        ("inspect prepared --config tiny --patch-size 8 8 8", "goes without --config"),
+        ("inspect prepared --patch-size 8 8 0", "must be above 0"),
+        ("inspect prepared --batches 0", "greater than or equal to 1"),
     ],
 )
 def test_wrong_call_ends_with_2_before_anything_is_written(arguments, said, tmp_path, monkeypatch):
@@ -191,6 +196,8 @@ def test_unknown_card_is_a_problem(arguments, tmp_path, monkeypatch):
         ("evaluate predictions --truth raw --card btcv --out out", "holds no case of btcv"),
         ("export run --out out", "there is no run"),
         ("report folder", "holds neither run.json nor study.json"),
+        ("inspect prepared", "there is no manifest"),
+        ("inspect prepared --config amos", "amos: there is no such config"),
     ],
 )
 def test_a_folder_that_is_not_what_it_should_be_is_a_problem(arguments, said, tmp_path, monkeypatch):
@@ -280,6 +287,46 @@ def test_prepare_counts_each_broken_case(raw, tmp_path):
     first, second = sorted((first, second))
     assert "img0001" in first
     assert "img0003" in second
+
+
+def test_inspect_shows_the_patches_of_a_stage(prepared, tmp_path):
+    ended = call("inspect", prepared, "--config", "tiny", "--stage", 1, "--pictures", 1, "--out", tmp_path)
+    assert ended.status == 0, ended
+    assert ended.out.endswith(f"Patches: {tmp_path / 'inspect.html'}\n")
+    report = json.loads((tmp_path / "inspect.json").read_text())
+    assert report["training"] == {"config": "tiny", "stage": "fully annotated"}
+    assert [(entry["name"], entry["patches"]) for entry in report["datasets"]] == [("btcv", 4)]
+    assert len(report["pictures"]) == 1
+    assert (tmp_path / "inspect.html").read_text().count("data:image/png") == 1
+
+
+def test_inspect_without_a_config_draws_from_all_datasets(prepared, tmp_path):
+    ended = call(
+        "inspect", prepared, "--patch-size", 16, 32, 32, "--batches", 10, "--pictures", 0, "--out", tmp_path,
+        "--seed", 3, "--no-augment",
+    )  # fmt: skip
+    assert ended.status == 0, ended
+    report = json.loads((tmp_path / "inspect.json").read_text())
+    assert [entry["name"] for entry in report["datasets"]] == sorted(CARDS)
+    assert (report["batches"], report["patches"], report["pictures"]) == (10, 20, [])
+    settings = report["settings"]
+    assert (settings["patch_size"], settings["seed"], settings["augmentation"]) == ([16, 32, 32], 3, None)
+
+
+def test_inspect_names_the_stages_where_there_is_no_such_one(prepared, tmp_path):
+    ended = call("inspect", prepared, "--config", "tiny", "--stage", "third", "--out", tmp_path / "out")
+    assert ended.status == 2
+    assert "1 (fully annotated), 2 (all datasets)" in " ".join(ended.err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_says_which_case_cannot_be_read(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "prepared")
+    label = next((tmp_path / "prepared" / "btcv").rglob("label.npy"))
+    label.unlink()
+    ended = call("inspect", tmp_path / "prepared", "--out", tmp_path / "out")
+    assert_problem(ended, label)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_not_trained_again(run, prepared):
