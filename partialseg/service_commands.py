@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Optional
 
@@ -61,6 +63,8 @@ def worker(
         lambda who: typer.echo(f"Worker {who} reads for {dispatcher}"),
     )
     typer.echo("Worker stopped.")
+    sys.stdout.flush()
+    os._exit(0)  # TensorFlow may wait for clients without end
 
 
 def _requested_batches(request: dict[str, Any]) -> Callable[[int], Any]:

@@ -45,6 +45,9 @@ ANSWER_S = 20.0
 #: As many requests stay open in a worker: those of several trainers, or of a training and its validation.
 _MOST_OPEN = 8
 
+#: A worker that is stopped while it is asked for batches ends after so many seconds.
+_STOP_S = 3.0
+
 _HELLO = "hello"
 _START = "start `partialseg data-service {}`, or leave out data_service to read on this host"
 
@@ -205,6 +208,8 @@ def serve_worker(
 ) -> None:
     """Run a worker until SIGINT or SIGTERM; to be called in the main thread of a process of its own.
 
+    After it the process should end with `os._exit`: a server that clients still ask may hold up Python's own end.
+
     Args:
         make_reader: From a request to what reads its batches.
         dispatcher: Its address, `grpc://host:port`.
@@ -238,7 +243,10 @@ def serve_worker(
         ) from error
     ready(name)
     stop.wait()
-    server.stop()
+    # TensorFlow waits here for what clients have asked of it, which may never end.
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    stopping.join(_STOP_S)
     del graph
 
 
