@@ -70,8 +70,9 @@ def inspect_patches(
         "pictures": [said for _, said in drawn],
     }
     if out is not None:
+        page = as_html(report, [png for png, _ in drawn])
         write_json(Path(out) / "inspect.json", report)
-        write_text(Path(out) / "inspect.html", as_html(report, [png for png, _ in drawn]))
+        write_text(Path(out) / "inspect.html", page)
     return report
 
 
@@ -84,11 +85,10 @@ def as_html(report: Mapping[str, Any], pictures: Sequence[bytes]) -> str:
     """
     environment = page_environment()
     environment.filters["percent"] = percent
-    organs = report["classes_in_order"][1:]
+    environment.filters["colour"] = organ_colours(report["classes_in_order"][1:]).__getitem__
     return environment.get_template("inspect.html.jinja").render(
         **report,
         png=[base64.b64encode(content).decode("ascii") for content in pictures],
-        colours=organ_colours(organs),
         tints={name: getattr(patch_pictures, name) for name in ("BACKGROUND", "MERGED", "IGNORED")},
         most_names=MOST_NAMES,
     )
