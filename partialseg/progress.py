@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 # Plain text in notebooks too: the widgets of rich need a package of their own there. And each bar once, when it is
 # full: a notebook says that it is a terminal, but keeps every state of the bar.
-console = Console(stderr=True, force_jupyter=False, force_terminal=False if "ipykernel" in sys.modules else None)
+console = Console(
+    stderr=True, force_jupyter=False, force_terminal=False if "ipykernel" in sys.modules else None
+)
 
 
 def progress_bar() -> Progress:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from partialseg.arrays import read_boxes
+from partialseg.arrays import RemoteArray, read_boxes
 from partialseg.data.augmentation.config import AugmentationConfig
 from partialseg.data.augmentation.intensity import augment_intensity
 from partialseg.data.augmentation.kernels import box_of, cut, resample, row_table
@@ -23,6 +24,9 @@ AIR = -1024
 
 #: Part of a seed, so that augmentation shares no random numbers with the choice of patches.
 _AUGMENTATION = 5
+
+#: So many cases are kept open. What was read of them counts as memory of this process, though the system may take it.
+_MOST_OPEN = 16
 
 _ANY_HU = (-np.inf, np.inf)
 
@@ -70,6 +74,8 @@ class PatchReader:
             axes = tuple(axis for axis in mirror.axes if axis != "x")
             mirror = mirror.model_copy(update={"axes": axes})
             self.augmentation = augmentation.model_copy(update={"mirror": mirror})
+        self._opening = threading.Lock()
+        self._opened: dict[tuple[str, str], tuple[np.ndarray | RemoteArray, np.ndarray | RemoteArray]] = {}
         self._rows: dict[tuple[str, tuple[str, ...] | None, bool], np.ndarray] = {}
 
     def read(self, draw: Draw, key: tuple[int, ...], image: np.ndarray, candidates: np.ndarray) -> Augmented:
@@ -93,16 +99,18 @@ class PatchReader:
         if config is None:
             rows = self._row_table(draw.case, mirrored=False)
             box = self.read_box(draw.case, draw.start, self.patch_size)
-            cut(*box, (False, False, False), _ANY_HU, rows, image, flat_candidates)
+            found = cut(*box, (False, False, False), _ANY_HU, rows, image, flat_candidates)
+            self._check_value(draw.case, found)
             return Augmented()
         random = np.random.Generator(np.random.SFC64([self.seed, _AUGMENTATION, *key]))
         spatial = draw_spatial(config, self.patch_size, random)
         rows = self._row_table(draw.case, spatial.mirrored[AXES.index("x")])
         if spatial.resamples:
-            self._read_resampled(draw, spatial, config.window_hu, rows, image, flat_candidates)
+            found = self._read_resampled(draw, spatial, config.window_hu, rows, image, flat_candidates)
         else:
             box = self.read_box(draw.case, draw.start, self.patch_size)
-            cut(*box, spatial.mirrored, config.window_hu, rows, image, flat_candidates)
+            found = cut(*box, spatial.mirrored, config.window_hu, rows, image, flat_candidates)
+        self._check_value(draw.case, found)
         strengths = augment_intensity(image, config, spatial.in_plane, random)
         return Augmented(spatial, strengths)
 
@@ -122,23 +130,18 @@ class PatchReader:
         Raises:
             DataError: If a file is missing or holds what the manifest does not say.
         """
-        prepared = self.prepared
         inside, source = [], []
         for first, length, voxels in zip(start, size, case.shape, strict=True):
             low, high = min(max(first, 0), voxels), max(min(first + length, voxels), 0)
             source.append(slice(low, max(low, high)))
             inside.append(slice(low - first, max(low, high) - first))
-        parts = read_boxes([prepared.image(case), prepared.label(case)], tuple(source))
-        num_values = len(prepared.datasets[case.dataset].table)
-        if parts[1].size and (found := parts[1].max()) >= num_values:
-            raise DataError(
-                prepared.folder / case.dataset / case.name / "label.npy",
-                f"holds value {found}, but the dataset's table has 0 to {num_values - 1}",
-                "prepare the case again",
-            )
+        parts = read_boxes(self._arrays(case), tuple(source))
         if parts[0].shape == tuple(size):
             return np.array(parts[0]), np.array(parts[1])
-        image, label = np.full(size, AIR, np.int16), np.full(size, ignored_value(prepared.classes), np.uint8)
+        image, label = (
+            np.full(size, AIR, np.int16),
+            np.full(size, ignored_value(self.prepared.classes), np.uint8),
+        )
         image[tuple(inside)], label[tuple(inside)] = parts
         return image, label
 
@@ -150,14 +153,34 @@ class PatchReader:
         rows: np.ndarray,
         image: np.ndarray,
         flat_candidates: np.ndarray,
-    ) -> None:
+    ) -> int:
         """Turn and scale about the voxel on which the patch is centred, so that it keeps it; else about its middle."""
         start, middle = np.array(draw.start), (np.array(self.patch_size) - 1) / 2
         anchor = start + middle if draw.voxel is None else np.array(draw.voxel)
         matrix, offset = spatial.map(self.patch_size, anchor, anchor - start, self.prepared.spacing_mm)
         first, size = box_of(matrix, offset, self.patch_size)
         box = self.read_box(draw.case, first.tolist(), size.tolist())
-        resample(*box, matrix, offset - first, window_hu, rows, image, flat_candidates)
+        return resample(*box, matrix, offset - first, window_hu, rows, image, flat_candidates)
+
+    def _arrays(self, case: Case) -> tuple[np.ndarray | RemoteArray, np.ndarray | RemoteArray]:
+        """Image and label map of a case, kept open for a while: the system finds its pages anew in each new mapping."""
+        key = case.dataset, case.name
+        with self._opening:
+            if key not in self._opened:
+                while len(self._opened) >= _MOST_OPEN:
+                    del self._opened[next(iter(self._opened))]
+                self._opened[key] = self.prepared.image(case), self.prepared.label(case)
+            return self._opened[key]
+
+    def _check_value(self, case: Case, found: int) -> None:
+        """Refuse a label value that the case's table has not (-1 if there is none)."""
+        if found >= 0:
+            num_values = len(self.prepared.datasets[case.dataset].table)
+            raise DataError(
+                self.prepared.folder / case.dataset / case.name / "label.npy",
+                f"holds value {found}, but the dataset's table has 0 to {num_values - 1}",
+                "prepare the case again",
+            )
 
     def _row_table(self, case: Case, mirrored: bool) -> np.ndarray:
         """The row table of a case (see `kernels`), with left and right organs exchanged where it is mirrored."""

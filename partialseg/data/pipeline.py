@@ -12,10 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from partialseg.data.patch_reading import PatchReader
+from partialseg.data.patch_service import distribute
 from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.process_end import CALLS
 from partialseg.data.recycling import RecycledMemory
 from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
+from partialseg.storage import is_remote
 
 __all__ = ["PatchConfig", "data_problems", "fixed_patches", "patches"]
 
@@ -28,6 +31,7 @@ def patches(
     config: PatchConfig | Mapping[str, Any],
     start_batch: int | Mapping[str, Any] = 0,
     shard: tuple[int, int] = (0, 1),
+    service: str | None = None,
 ) -> tf.data.Dataset:
     """An endless stream of batches, always the same for the same config (see `PatchPlan` for what is drawn).
 
@@ -38,6 +42,8 @@ def patches(
             on where it was, also in the middle of an epoch.
         shard: `(k, n)`: worker k of n, which gets its own n-th part of every batch. All workers together see the
             stream of one.
+        service: Address of a tf.data service (`grpc://host:port`, see docs/data_service.md) whose workers read the
+            same batches, in the same order; None reads them in this process.
 
     Returns:
         A dataset of `(image, candidates)`: image float32 HU `(batch, depth, height, width, 1)`, candidates
@@ -46,8 +52,8 @@ def patches(
 
     Raises:
         DataError: If a dataset is unknown or has no case in the split, if there is none at all, if a file of
-            a case is missing or too short, or if the state is one of another stream. What is wrong inside a file
-            shows when it is read: iteration then ends with an `InvalidArgumentError` (see `data_problems`).
+            a case is missing or too short, if the state is one of another stream, or if no service answers. What is
+            wrong inside a file shows when it is read: iteration then ends with an `OpError` (see `data_problems`).
         pydantic.ValidationError: If the config is not valid.
         ValueError: If the shards do not divide the batch.
     """
@@ -57,16 +63,48 @@ def patches(
     prepared.check_files([case for cases in batches.plan.cases.values() for case in cases])
     first = start_batch if isinstance(start_batch, int) else batches.plan.batch_of(start_batch)
 
-    def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, sets = tf.numpy_function(batches.read, [index], [tf.float32, tf.uint8], stateful=False)
-        return tf.ensure_shape(image, batches.image_shape), tf.ensure_shape(sets, batches.candidates_shape)
-
-    stream = tf.data.Dataset.counter(first)
-    stream = stream.map(to_tensors, num_parallel_calls=batches.config.workers, deterministic=True)
+    stream = _read_here(batches, first) if service is None else _read_by(service, batches, first)
     options = tf.data.Options()
     # Each worker of a MultiWorkerMirroredStrategy has its shard already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return stream.prefetch(2).with_options(options)
+
+
+def _read_here(batches: BatchReader, first: int) -> tf.data.Dataset:
+    """The batches from the first on, read by threads of this process."""
+    read = CALLS.counted(batches.read)
+
+    def to_tensors(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, sets = tf.numpy_function(read, [index], [tf.float32, tf.uint8], stateful=False)
+        return tf.ensure_shape(image, batches.image_shape), tf.ensure_shape(sets, batches.candidates_shape)
+
+    return tf.data.Dataset.counter(first).map(
+        to_tensors, num_parallel_calls=batches.config.workers, deterministic=True
+    )
+
+
+def _read_by(service: str, batches: BatchReader, first: int) -> tf.data.Dataset:
+    """The same batches, read by the workers of a tf.data service."""
+    folder = batches.prepared.folder
+    request = {
+        "prepared": str(folder) if is_remote(folder) else str(folder.resolve()),
+        "config": batches.config.model_dump(mode="json"),
+        "shard": batches.shard,
+        "state": batches.plan.state(first),  # a worker whose cases are others refuses
+    }
+    signature = (
+        tf.TensorSpec(batches.image_shape, tf.float32),
+        tf.TensorSpec(batches.candidates_shape, tf.uint8),
+    )
+    return distribute(
+        request,
+        batches.read,
+        signature,
+        service,
+        first,
+        parallel_reads=batches.config.workers,
+        on_problem=_problems.append,
+    )
 
 
 class BatchReader:
@@ -83,7 +121,7 @@ class BatchReader:
     """
 
     def __init__(self, prepared: Prepared, config: PatchConfig, shard: tuple[int, int] = (0, 1)) -> None:
-        self.config = config
+        self.prepared, self.config, self.shard = prepared, config, shard
         self.plan = PatchPlan(prepared, config)
         self.slots = self.plan.slots(shard)
         self.reader = PatchReader(prepared, config.patch_size, config.augmentation, config.seed)
@@ -158,4 +196,3 @@ def fixed_patches(
     for slot, draw in enumerate(draws):
         reader.read(draw, (slot,), image[slot, ..., 0], sets[slot])
     return image, sets
-

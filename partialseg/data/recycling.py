@@ -1,4 +1,4 @@
-"""Memory of batches, used again when a batch is no longer needed: fresh memory has to be cleared by the system first."""
+"""Memory of batches, used again when a batch is gone: fresh memory has to be cleared by the system first."""
 
 from __future__ import annotations
 

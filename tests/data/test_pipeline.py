@@ -1,11 +1,15 @@
 """The `tf.data` pipeline against crops made by hand."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table, candidates
 from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
 from partialseg.data.prepared import Case, Dataset, Prepared, write_manifest
@@ -143,7 +147,6 @@ def test_missing_file_is_named_before_the_first_batch(prepared):
 
 def test_file_lost_on_the_way_is_named_by_tensorflow_and_in_one_line_where_asked_for(prepared):
     stream = patches(prepared, CONFIG.model_copy(update={"datasets": ["full"]}))
-    next(stream.as_numpy_iterator())
     (prepared.folder / "full" / "a" / "image.npy").unlink()
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"full/a/image\.npy: there is no such file"):
         list(stream.take(4))
@@ -184,3 +187,67 @@ def test_fixed_patches_are_centred_on_foreground_and_stay_the_same(prepared):
     np.testing.assert_array_equal(image, again[0])
     np.testing.assert_array_equal(sets, again[1])
     assert not sets[..., 0].all(axis=(1, 2, 3)).any()  # every patch holds voxels that are not background
+
+
+def test_a_file_that_is_open_may_be_replaced_meanwhile(prepared):
+    """As `prepare` does when it makes a case again: it writes under another name and renames."""
+    config = CONFIG.model_copy(update={"datasets": ["full"]})
+    stream = patches(prepared, config)
+    first = next(stream.as_numpy_iterator())
+    for path in (prepared.folder / "full").rglob("image.npy"):
+        path.unlink()
+    again = next(stream.as_numpy_iterator())
+    np.testing.assert_array_equal(first[0], again[0])
+
+
+def test_shards_hold_the_whole_batch_each_part_once(prepared):
+    config = CONFIG.model_copy(update={"batch_size": 4, "augmentation": AugmentationConfig()})
+    whole = list(patches(prepared, config).take(3).as_numpy_iterator())
+    parts = [list(patches(prepared, config, shard=(k, 2)).take(3).as_numpy_iterator()) for k in range(2)]
+    for index, batch in enumerate(whole):
+        for number, array in enumerate(batch):
+            np.testing.assert_array_equal(array, np.concatenate([part[index][number] for part in parts]))
+    with pytest.raises(ValueError, match="3 workers cannot share a batch of 4"):
+        patches(prepared, config, shard=(0, 3))
+
+
+def test_a_state_of_the_middle_of_an_epoch_goes_on_there_and_of_another_stream_is_refused(prepared):
+    config = CONFIG.model_copy(update={"augmentation": AugmentationConfig()})
+    plan = PatchPlan(prepared, config)
+    state = json.loads(json.dumps(plan.state(6)))  # epochs have four batches
+    whole = list(patches(prepared, config).take(8).as_numpy_iterator())
+    rest = list(
+        patches(prepared, config.model_copy(update={"workers": 3}), state).take(2).as_numpy_iterator()
+    )
+    tf.nest.map_structure(np.testing.assert_array_equal, whole[6:], rest)
+    with pytest.raises(DataError, match="seed is 5, expected 6"):
+        patches(prepared, config.model_copy(update={"seed": 6}), state)
+
+
+def test_augmented_batches_are_the_same_on_any_number_of_workers(prepared):
+    config = CONFIG.model_copy(update={"augmentation": AugmentationConfig()})
+    one, four = (
+        list(patches(prepared, config.model_copy(update={"workers": n})).take(10).as_numpy_iterator())
+        for n in (1, 4)
+    )
+    tf.nest.map_structure(np.testing.assert_array_equal, one, four)
+
+
+def test_batches_that_are_kept_are_not_written_over(prepared):
+    """The memory of a batch is used again, but not before the batch is gone."""
+    kept = list(patches(prepared, CONFIG).take(12))
+    again = list(patches(prepared, CONFIG).take(12).as_numpy_iterator())
+    tf.nest.map_structure(lambda a, b: np.testing.assert_array_equal(a.numpy(), b), kept, again)
+
+
+def test_a_process_ends_while_batches_are_being_read(prepared):
+    code = (
+        "from partialseg.data import patches\n"
+        "config = {'patch_size': (7, 6, 8), 'batch_size': 3, 'workers': 4}\n"
+        f"for index, _ in zip(range(20), patches({str(prepared.folder)!r}, config)): pass\n"
+        "print('done')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr

@@ -50,7 +50,7 @@ def cut(
     rows: np.ndarray,
     image: np.ndarray,
     candidates: np.ndarray,
-) -> None:
+) -> int:
     """Write a patch from a box of its own size.
 
     Args:
@@ -61,6 +61,9 @@ def cut(
         rows: The row table, see above.
         image: float32 `(depth, height, width)`, written to.
         candidates: uint8 `(depth, height, width * classes)`, written to.
+
+    Returns:
+        -1, or the first label value for which the row table has no row; then not all is written.
     """
     depth, height, width = image.shape
     low, high = np.float32(window_hu[0]), np.float32(window_hu[1])
@@ -76,11 +79,14 @@ def cut(
                     target[x] = min(max(np.float32(backwards[x]), low), high)
                 for x in range(width):
                     labels[x] = values_backwards[x]
-                _write_candidates(labels, rows, candidates[z, y])
+                found = _write_candidates(labels, rows, candidates[z, y])
             else:
                 for x in range(width):
                     target[x] = min(max(np.float32(source[x]), low), high)
-                _write_candidates(values, rows, candidates[z, y])
+                found = _write_candidates(values, rows, candidates[z, y])
+            if found >= 0:
+                return found
+    return -1
 
 
 @compiled
@@ -93,7 +99,7 @@ def resample(
     rows: np.ndarray,
     image: np.ndarray,
     candidates: np.ndarray,
-) -> None:
+) -> int:
     """Write a patch of which voxel `p` lies at `matrix @ p + offset` in a box: turned, scaled, mirrored.
 
     The image is interpolated linearly. A voxel's label value is the one for which the voxels around it vote, with
@@ -108,6 +114,9 @@ def resample(
         rows: The row table, see above.
         image: float32 `(depth, height, width)`, written to.
         candidates: uint8 `(depth, height, width * classes)`, written to.
+
+    Returns:
+        As `cut`.
     """
     depth, height, width = image.shape
     _, box_height, box_width = box_image.shape
@@ -140,19 +149,23 @@ def resample(
                     labels[x] = _vote(
                         values, places[x], box_width, box_height * box_width, shares, flat, around, weights
                     )
-            _write_candidates(labels, rows, candidates[z, y])
+            found = _write_candidates(labels, rows, candidates[z, y])
+            if found >= 0:
+                return found
+    return -1
 
 
 @compiled
-def _write_candidates(values: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> None:
-    """Write a row of candidates, run by run."""
+def _write_candidates(values: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> int:
+    """Write a row of candidates, run by run; gives the first value that the table has not, or -1."""
     width = values.shape[0]
     classes = candidates.shape[0] // width
     start = 0
     while start < width:
-        value, stop = values[start], start + 1
-        while stop < width and values[stop] == value:
-            stop += 1
+        value = values[start]
+        if value >= rows.shape[0]:
+            return value
+        stop = _end_of_run(values, start)
         source, target = (
             rows[value, start * classes : stop * classes],
             candidates[start * classes : stop * classes],
@@ -160,6 +173,23 @@ def _write_candidates(values: np.ndarray, rows: np.ndarray, candidates: np.ndarr
         for i in range(target.shape[0]):
             target[i] = source[i]
         start = stop
+    return -1
+
+
+@compiled
+def _end_of_run(values: np.ndarray, start: int) -> int:
+    """Where another value follows; in blocks that the processor compares at once, as far as they go."""
+    width, value, stop = values.shape[0], values[start], start + 1
+    while stop + 32 <= width:
+        block, differs = values[stop : stop + 32], np.uint8(0)
+        for i in range(32):
+            differs |= block[i] ^ value
+        if differs:
+            break
+        stop += 32
+    while stop < width and values[stop] == value:
+        stop += 1
+    return stop
 
 
 @compiled
