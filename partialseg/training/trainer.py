@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import partialseg
 from partialseg.data.organ_sizes import organ_size_prior
+from partialseg.data.patch_reading import mirror_note
 from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
@@ -26,9 +27,7 @@ from partialseg.training.config import StageConfig, TrainingConfig, read_config,
 from partialseg.training.data_wait import DataWait
 from partialseg.training.history import Progress
 from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
-
-#: Batches of different stages never share a seed: stage k draws with seed + k times this.
-STAGE_SEED = 1_000_003
+from partialseg.training.stage_patches import stage_patches
 
 
 def train(
@@ -71,6 +70,8 @@ def train(
     run = _open_run(config, prepared, Path(out), start_from)
     if run.model_path.is_file():
         return run
+    if (note := mirror_note(prepared, config.augmentation)) is not None:
+        console.print(f"note: {note}")
     strategy = _strategy(config, devices)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
@@ -259,7 +260,7 @@ def _train_stage(
     writer: tf.summary.SummaryWriter,
 ) -> None:
     """Fit one stage, from `progress.epoch` on."""
-    stream, steps = _stream(config, stage, prepared, progress)
+    stream, steps = _stream(config, prepared, progress)
     with data_problems(), progress_bar() as bar:
         done = progress.epoch * steps
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
@@ -275,24 +276,11 @@ def _train_stage(
         )
 
 
-def _stream(
-    config: TrainingConfig, stage: StageConfig, prepared: Prepared, progress: Progress
-) -> tuple[tf.data.Dataset, int]:
+def _stream(config: TrainingConfig, prepared: Prepared, progress: Progress) -> tuple[tf.data.Dataset, int]:
     """The batches of a stage as `fit` takes them, from `progress.epoch` on, and how many make an epoch."""
-    datasets = stage_datasets(stage, prepared)
-    steps = -(-len(datasets) * stage.patches_per_dataset // config.batch_size)
-    patch_config = PatchConfig(
-        patch_size=config.patch_size,
-        batch_size=config.batch_size,
-        foreground=config.foreground,
-        seed=config.seed + STAGE_SEED * progress.stage,
-        batches_per_epoch=steps,
-        datasets=datasets,
-        workers=config.workers,
-        mix=stage.mix or config.mix,
-        augmentation=config.augmentation,
-    )
-    stream = patches(prepared, patch_config, progress.epoch * steps)
+    patch_config = stage_patches(config, progress.stage, prepared)
+    steps = patch_config.batches_per_epoch
+    stream = patches(prepared, patch_config, progress.epoch * steps, service=config.data_service)
     if config.network.deep_supervision:
         strides = supervision_strides(config.network.strides)
         stream = stream.map(lambda image, target: (image, _coarser(target, strides)))

@@ -16,14 +16,14 @@ import tensorflow as tf
 
 from partialseg.data.labels import candidate_table
 from partialseg.data.patch_service import distribute, find_workers, in_order
-from partialseg.data.pipeline import BatchReader
+from partialseg.data.pipeline import BatchReader, data_problems, patches
 from partialseg.data.prepared import Case, Dataset, Prepared, write_manifest
 from partialseg.data.sampling import PatchConfig
 from partialseg.errors import DataError
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
 CONFIG = PatchConfig(patch_size=(6, 8, 8), batch_size=2, batches_per_epoch=8, seed=3)
-COMMAND = [sys.executable, "-c", "from partialseg.service_commands import service_app as app; app()"]
+COMMAND = [sys.executable, "-c", "from partialseg.cli import main; main()", "data-service"]
 #: No wait is longer, in seconds.
 PATIENCE = 100
 
@@ -97,7 +97,7 @@ def service(tmp_path_factory):
             process.wait(PATIENCE)
 
 
-def stream(prepared, address, first=0, **options):
+def stream(prepared, address, **options):
     """The local reader, and the stream of the service."""
     batches = BatchReader(prepared, CONFIG)
     request = {
@@ -111,7 +111,7 @@ def stream(prepared, address, first=0, **options):
         tf.TensorSpec(batches.candidates_shape, tf.uint8),
     ]
     options = {"answer_s": PATIENCE, "patience_s": PATIENCE, **options}
-    return batches, distribute(request, batches.read, signature, address, first, **options)
+    return batches, distribute(request, batches.read, signature, address, **options)
 
 
 def test_batches_come_in_order_each_once_whatever_arrives():
@@ -130,7 +130,7 @@ def test_two_workers_give_the_local_stream_also_when_one_is_killed(prepared, ser
     def taking_part():
         return {record.args[1] for record in caplog.records if record.levelno == logging.DEBUG}
 
-    batches, dataset = stream(prepared, address, first=5)
+    batches, dataset = BatchReader(prepared, CONFIG), patches(prepared, CONFIG, 5, service=address)
     deadline, killed_at = time.monotonic() + PATIENCE, None
     for index, (image, sets) in zip(itertools.count(5), dataset, strict=False):
         expected = batches.read(index)
@@ -148,13 +148,10 @@ def test_two_workers_give_the_local_stream_also_when_one_is_killed(prepared, ser
 def test_what_a_worker_finds_wrong_reaches_the_client(prepared, service):
     path = prepared.folder / "full" / "1" / "label.npy"
     np.save(path, np.full((9, 12, 11), 9, np.uint8))
-    problems = []
-    _, dataset = stream(prepared, service[0], on_problem=problems.append)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="holds value 9"):
+    dataset = patches(prepared, CONFIG, service=service[0])
+    with pytest.raises(DataError, match=r"holds value 9.*\(on localhost:\d+\)") as error, data_problems():
         list(dataset.take(20))
-    (problem,) = problems
-    assert problem.path == str(path)
-    assert re.search(r"holds value 9.*\(on localhost:\d+\)$", problem.problem)
+    assert error.value.path == str(path)
 
 
 def test_a_worker_with_other_cases_is_refused(prepared, service):

@@ -18,6 +18,7 @@ from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
 from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig, StageConfig
 from partialseg.training.history import Progress
+from partialseg.training.stage_patches import stage_patches
 
 
 @pytest.fixture(scope="module")
@@ -273,19 +274,15 @@ def test_a_line_says_what_to_do_where_the_device_waited_much():
     )
 
 
-def test_a_stage_draws_with_its_own_mix_and_the_augmentation_of_the_config(
-    config, tiny_prepared, monkeypatch
-):
+def test_patches_of_a_stage_come_from_where_the_config_says(config, tiny_prepared, monkeypatch):
     asked = []
-    monkeypatch.setattr(trainer, "patches", lambda prepared, patch_config, start: asked.append(patch_config))
-    stages = (config.stages[0].model_copy(update={"mix": "proportional"}), config.stages[1])
-    config = config.model_copy(
-        update={"stages": stages, "mix": "inverse_sqrt", "augmentation": AugmentationConfig()}
-    )
-    for stage in stages:
-        trainer._stream(config, stage, read_prepared(tiny_prepared), Progress())
-    assert [patch_config.mix for patch_config in asked] == ["proportional", "inverse_sqrt"]
-    assert [patch_config.augmentation for patch_config in asked] == [AugmentationConfig()] * 2
+    monkeypatch.setattr(trainer, "patches", lambda *arguments, **options: asked.append((arguments, options)))
+    config = config.model_copy(update={"data_service": "grpc://reader:5000"})
+    prepared = read_prepared(tiny_prepared)
+    _, steps = trainer._stream(config, prepared, Progress(stage=1, epoch=3))
+    drawn = stage_patches(config, 1, prepared)
+    assert steps == drawn.batches_per_epoch
+    assert asked == [((prepared, drawn, 3 * steps), {"service": "grpc://reader:5000"})]
 
 
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
