@@ -31,6 +31,7 @@ setup(
         "keras>=3.12,<3.16",
         "numpy>=1.26,<2",
         "scipy>=1.11",
+        "numba>=0.60",
         "nibabel>=5.2",
         "isal>=1.6",
         "pydicom>=3.0",

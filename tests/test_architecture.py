@@ -23,11 +23,12 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("study", "demo"),
-    ("cli_options", "card_commands", "cli"),
+    ("cli_options", "card_commands", "service_commands", "inspect_command", "cli"),
 )
 NEEDS_TENSORFLOW = (
     "data/pipeline.py",
     "data/dicom_tensorflow.py",
+    "data/patch_service.py",
     "losses",
     "models",
     "training",
