@@ -16,6 +16,7 @@ from partialseg.data.augmentation.spatial import AXES, SpatialTransform, draw_sp
 from partialseg.data.classes import mirrored_classes, unpaired_classes
 from partialseg.data.labels import ignored_value
 from partialseg.data.prepared import Case, Prepared
+from partialseg.data.recycling import RecycledMemory
 from partialseg.data.sampling import Draw
 from partialseg.errors import DataError
 
@@ -74,6 +75,7 @@ class PatchReader:
             axes = tuple(axis for axis in mirror.axes if axis != "x")
             mirror = mirror.model_copy(update={"axes": axes})
             self.augmentation = augmentation.model_copy(update={"mirror": mirror})
+        self.memory = RecycledMemory()
         self._opening = threading.Lock()
         self._opened: dict[tuple[str, str], tuple[np.ndarray | RemoteArray, np.ndarray | RemoteArray]] = {}
         self._rows: dict[tuple[str, tuple[str, ...] | None, bool], np.ndarray] = {}
@@ -136,12 +138,10 @@ class PatchReader:
             source.append(slice(low, max(low, high)))
             inside.append(slice(low - first, max(low, high) - first))
         parts = read_boxes(self._arrays(case), tuple(source))
-        if parts[0].shape == tuple(size):
-            return np.array(parts[0]), np.array(parts[1])
-        image, label = (
-            np.full(size, AIR, np.int16),
-            np.full(size, ignored_value(self.prepared.classes), np.uint8),
-        )
+        image, label = self.memory.empty(size, np.int16), self.memory.empty(size, np.uint8)
+        if parts[0].shape != tuple(size):
+            image.fill(AIR)
+            label.fill(ignored_value(self.prepared.classes))
         image[tuple(inside)], label[tuple(inside)] = parts
         return image, label
 
@@ -160,7 +160,8 @@ class PatchReader:
         matrix, offset = spatial.map(self.patch_size, anchor, anchor - start, self.prepared.spacing_mm)
         first, size = box_of(matrix, offset, self.patch_size)
         box = self.read_box(draw.case, first.tolist(), size.tolist())
-        return resample(*box, matrix, offset - first, window_hu, rows, image, flat_candidates)
+        scratch = self.memory.empty((box[0].size,), np.float32), self.memory.empty((box[0].size,), np.uint8)
+        return resample(*box, matrix, offset - first, window_hu, rows, scratch, image, flat_candidates)
 
     def _arrays(self, case: Case) -> tuple[np.ndarray | RemoteArray, np.ndarray | RemoteArray]:
         """Image and label map of a case, kept open for a while: the system finds its pages anew in each new mapping."""

@@ -15,7 +15,6 @@ from partialseg.data.patch_reading import PatchReader
 from partialseg.data.patch_service import distribute
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.data.process_end import CALLS
-from partialseg.data.recycling import RecycledMemory
 from partialseg.data.sampling import PatchConfig, PatchPlan, fixed_draws
 from partialseg.errors import DataError
 from partialseg.storage import is_remote
@@ -125,7 +124,6 @@ class BatchReader:
         self.plan = PatchPlan(prepared, config)
         self.slots = self.plan.slots(shard)
         self.reader = PatchReader(prepared, config.patch_size, config.augmentation, config.seed)
-        self.memory = RecycledMemory()
         self.image_shape = (len(self.slots), *config.patch_size, 1)
         self.candidates_shape = (len(self.slots), *config.patch_size, len(prepared.classes))
 
@@ -141,8 +139,8 @@ class BatchReader:
         Raises:
             DataError: If a file is missing or holds what the manifest does not say.
         """
-        image = self.memory.empty(self.image_shape, np.float32)
-        candidates = self.memory.empty(self.candidates_shape, np.uint8)
+        image = self.reader.memory.empty(self.image_shape, np.float32)
+        candidates = self.reader.memory.empty(self.candidates_shape, np.uint8)
         try:
             draws = self.plan.batch(int(index))
             for place, slot in enumerate(self.slots):

@@ -14,7 +14,7 @@ ALIGNMENT = 64
 class RecycledMemory:
     """Gives arrays, and takes their memory back when nobody refers to them any more.
 
-    It holds as many blocks as were in use at one time; several threads may ask.
+    It holds as many blocks as were in use at one time, each a power of two in size; several threads may ask.
 
     Example:
         >>> memory = RecycledMemory()
@@ -33,11 +33,12 @@ class RecycledMemory:
     def empty(self, shape: Sequence[int], dtype: type) -> np.ndarray:
         """A C-contiguous array of any content, beginning at a multiple of `ALIGNMENT` bytes."""
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        free = self._free[num_bytes]
+        block_bytes = 1 << (num_bytes + ALIGNMENT - 1).bit_length()
+        free = self._free[block_bytes]
         try:
             block = free.pop()
         except IndexError:  # all are in use
-            block = np.empty(num_bytes + ALIGNMENT, np.uint8)
+            block = np.empty(block_bytes, np.uint8)
         memory = np.asarray(_Lease(block, free))
         first = -memory.ctypes.data % ALIGNMENT
         return memory[first : first + num_bytes].view(dtype).reshape(shape)

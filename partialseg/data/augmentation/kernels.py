@@ -97,6 +97,7 @@ def resample(
     offset: np.ndarray,
     window_hu: tuple[float, float],
     rows: np.ndarray,
+    scratch: tuple[np.ndarray, np.ndarray],
     image: np.ndarray,
     candidates: np.ndarray,
 ) -> int:
@@ -112,6 +113,7 @@ def resample(
         offset: float64 `(3,)`.
         window_hu: HU to which the image is clipped before it is interpolated.
         rows: The row table, see above.
+        scratch: float32 and uint8, each with an element for every voxel of the box, of any content.
         image: float32 `(depth, height, width)`, written to.
         candidates: uint8 `(depth, height, width * classes)`, written to.
 
@@ -121,7 +123,7 @@ def resample(
     depth, height, width = image.shape
     _, box_height, box_width = box_image.shape
     low, high = np.float32(window_hu[0]), np.float32(window_hu[1])
-    clipped = np.empty(box_image.size, np.float32)
+    clipped, mixed = scratch
     voxels = box_image.reshape(-1)
     for i in range(voxels.size):
         clipped[i] = min(max(np.float32(voxels[i]), low), high)
@@ -129,7 +131,7 @@ def resample(
     flat = (
         matrix[0, 1] == 0 and matrix[0, 2] == 0 and abs(matrix[0, 0]) == 1 and offset[0] == round(offset[0])
     )
-    mixed = _mixed_places(box_label, flat)
+    _find_mixed_places(box_label, flat, mixed)
     values = box_label.reshape(-1)
     labels = np.empty(width, np.uint8)
     places, steps = np.empty(width, np.int32), np.empty((3, width), np.float32)
@@ -193,10 +195,13 @@ def _end_of_run(values: np.ndarray, start: int) -> int:
 
 
 @compiled
-def _mixed_places(label: np.ndarray, flat: bool) -> np.ndarray:
-    """Whether the four or eight voxels from each one on, to the next along each axis, hold different values; flat."""
+def _find_mixed_places(label: np.ndarray, flat: bool, found: np.ndarray) -> None:
+    """Note where the four or eight voxels from each one on, to the next along each axis, hold different values.
+
+    The last voxels along an axis have no next ones, and no position lies beyond them: there nothing is written.
+    """
     depth, height, width = label.shape
-    mixed = np.zeros(label.shape, np.uint8)
+    mixed = found[: label.size].reshape(label.shape)
     for z in range(depth if flat else depth - 1):
         for y in range(height - 1):
             here, below, target = label[z, y], label[z, y + 1], mixed[z, y]
@@ -207,7 +212,6 @@ def _mixed_places(label: np.ndarray, flat: bool) -> np.ndarray:
                 for x in range(width - 1):
                     target[x] |= (here[x] ^ here_up[x]) | (here[x] ^ here_up[x + 1])
                     target[x] |= (here[x] ^ below_up[x]) | (here[x] ^ below_up[x + 1])
-    return mixed.reshape(-1)
 
 
 @compiled

@@ -35,14 +35,16 @@ def outputs(shape, classes=3):
 
 def run_cut(image, label, mirrored=(False, False, False), window_hu=ANY_HU, table=TABLE):
     patch, sets = outputs(image.shape, table.shape[1])
-    cut(image, label, mirrored, window_hu, row_table(table, image.shape[2]), patch, sets)
+    assert cut(image, label, mirrored, window_hu, row_table(table, image.shape[2]), patch, sets) == -1
     return patch, sets.reshape(*image.shape, -1)
 
 
 def run_resample(image, label, matrix, offset, size, window_hu=ANY_HU):
     patch, sets = outputs(size)
     rows = row_table(TABLE, size[2])
-    resample(image, label, np.asarray(matrix, float), np.asarray(offset, float), window_hu, rows, patch, sets)
+    scratch = np.full(image.size, np.nan, np.float32), np.full(image.size, 77, np.uint8)
+    matrix, offset = np.asarray(matrix, float), np.asarray(offset, float)
+    assert resample(image, label, matrix, offset, window_hu, rows, scratch, patch, sets) == -1
     return patch, sets.reshape(*size, -1)
 
 
@@ -62,6 +64,19 @@ def test_candidates_are_those_of_the_table_whatever_the_runs(label):
     label = label.astype(np.uint8)
     _, sets = run_cut(np.zeros(label.shape, np.int16), label)
     np.testing.assert_array_equal(sets, TABLE[label])
+
+
+def test_a_value_without_a_row_is_given_back_and_not_written():
+    image, label = np.zeros((2, 3, 40), np.int16), np.zeros((2, 3, 40), np.uint8)
+    label[1, 1, 36] = 200
+    patch, sets = outputs(image.shape)
+    rows, still = row_table(TABLE, 40), (False, False, False)
+    assert cut(image, label, still, ANY_HU, rows, patch, sets) == 200
+    scratch = np.empty(image.size, np.float32), np.empty(image.size, np.uint8)
+    patch, sets = outputs((1, 2, 39))
+    identity, offset = np.eye(3), np.array([1.0, 0, 0])
+    rows = row_table(TABLE, 39)
+    assert resample(image, label, identity, offset, ANY_HU, rows, scratch, patch, sets) == 200
 
 
 @pytest.mark.parametrize("classes", [2, 7, 65])
