@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from partialseg import __version__
+from partialseg.data.process_end import CALLS
 from partialseg.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -97,8 +98,11 @@ def distribute(
     asked = _Asked(json.dumps(request), tuple(signature), address, parallel_reads)
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        stream = _unbroken(asked, read, start, patience_s)
+        following = CALLS.counted(lambda: next(stream))
         try:
-            yield from _unbroken(asked, read, start, patience_s)
+            while True:
+                yield following()
         except DataError as problem:
             on_problem(problem)
             raise
@@ -270,7 +274,9 @@ class _Asked:
         once: bool = False,
     ) -> None:
         self.dtypes = [spec.dtype for spec in signature]
-        self.text = json.dumps({"request": request, "dtypes": [dtype.name for dtype in self.dtypes]})
+        self.text = json.dumps(
+            {"request": request, "version": __version__, "dtypes": [dtype.name for dtype in self.dtypes]}
+        )
         self.address, self.parallel_reads, self.once = address, parallel_reads, once
 
     def stream(self, start: int) -> tf.data.Dataset:
@@ -333,7 +339,7 @@ def _arriving(
                 if left.is_set():
                     return
             put(None)
-        except tf.errors.OpError as error:
+        except Exception as error:  # noqa: BLE001 (raised where the batches are awaited)
             put(error)
 
     threading.Thread(target=receive, daemon=True, name="data service").start()
@@ -347,6 +353,8 @@ def _arriving(
                 return
             if isinstance(element, tf.errors.OpError):
                 raise _what_ended(element, asked.address) from element
+            if isinstance(element, Exception):
+                raise element
             index, report, *arrays = element
             yield int(index), _checked_worker(json.loads(report.numpy()), asked.address), arrays
     finally:
@@ -390,18 +398,20 @@ def _answering(make_reader: Callable[[dict[str, Any]], Reader], name: str) -> Ca
                 while len(readers) >= _MOST_OPEN:
                     readers.pop(next(iter(readers)))
                 readers[request] = make_reader(json.loads(request))
+            readers[request] = readers.pop(request)  # the last to go
             return readers[request]
 
     def answer(text: bytes, index: np.int64) -> tuple[Any, ...]:
         asked = json.loads(text)
         report: dict[str, Any] = {"worker": name, "version": __version__, "problem": None}
-        arrays: Sequence[np.ndarray] = []
-        if asked["request"] != _HELLO:
+        arrays = [np.zeros(0, dtype) for dtype in asked["dtypes"]]
+        if (
+            asked["request"] != _HELLO and asked.get("version") == __version__
+        ):  # else the client says what is wrong
             try:
                 arrays = reader_of(asked["request"])(int(index))
             except DataError as error:  # passed on as data, so that all of it reaches the client
                 report["problem"] = [error.path, f"{error.problem} (on {name})", error.remedy]
-                arrays = [np.zeros(0, dtype) for dtype in asked["dtypes"]]
         return (index, json.dumps(report).encode(), *arrays)
 
     return answer
@@ -448,8 +458,11 @@ def _reach(address: str, answer_s: float) -> None:
         try:
             with socket.create_connection((host.strip("[]"), port), timeout=max(answer_s, 0.1)):
                 return
+        except socket.gaierror as error:
+            problem = f"no such host is known here: {error.strerror or error}"
+            raise DataError(address, problem, "write a name or address that this host can reach") from error
         except OSError as error:
-            if time.monotonic() > deadline or isinstance(error, socket.gaierror):
+            if time.monotonic() > deadline:
                 raise DataError(
                     address,
                     f"no dispatcher answered within {answer_s:g} s: {error.strerror or error}",

@@ -165,7 +165,10 @@ class EpochEnd(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = progress.learning_rate
         save_checkpoint(self.model, self.folder, progress)
         # Neither colours nor marks: a stage may be called anything.
-        line = epoch_line(self.stage, progress.epoch, loss, seconds, wait, self.config.workers)
+        config = self.config
+        line = epoch_line(
+            self.stage, progress.epoch, loss, seconds, wait, config.workers, config.data_service is not None
+        )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _write_tensorboard(self, loss: float, wait: float, rows: list[tuple[str, str, float]]) -> None:
@@ -179,7 +182,15 @@ class EpochEnd(keras.callbacks.Callback):
         self.writer.flush()
 
 
-def epoch_line(stage: StageConfig, epoch: int, loss: float, seconds: float, wait: float, workers: int) -> str:
+def epoch_line(
+    stage: StageConfig,
+    epoch: int,
+    loss: float,
+    seconds: float,
+    wait: float,
+    workers: int,
+    data_service: bool = False,
+) -> str:
     """What is printed after an epoch; where the device waited much for data, with what to do about it.
 
     Args:
@@ -187,8 +198,9 @@ def epoch_line(stage: StageConfig, epoch: int, loss: float, seconds: float, wait
         epoch: Epochs of it that are done.
         loss: Mean of the epoch.
         seconds: That it took.
-        wait: Share of them for which the device waited for data, 0 to 1.
+        wait: Share of the time of its steps for which the device waited for data, 0 to 1; see `DataWait`.
         workers: Batches that are read at the same time.
+        data_service: Whether other processes or hosts read them.
 
     Example:
         >>> stage = StageConfig(name="all", datasets="all", epochs=80, patches_per_dataset=500)
@@ -198,7 +210,12 @@ def epoch_line(stage: StageConfig, epoch: int, loss: float, seconds: float, wait
     line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}, {seconds:.1f} s"
     line += f", waited for data {wait:.0%}"
     if wait > MUCH_WAIT:
-        line += f": raise workers ({workers}), or feed from other machines (data_service)"
+        more = (
+            "start more workers of the data service"
+            if data_service
+            else "feed from other machines (data_service)"
+        )
+        line += f": raise workers ({workers}), or {more}"
     return line
 
 

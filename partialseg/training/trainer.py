@@ -15,6 +15,7 @@ import tensorflow as tf
 import partialseg
 from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.patch_reading import mirror_note
+from partialseg.data.patch_service import find_workers
 from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
@@ -53,7 +54,8 @@ def train(
         The finished run.
 
     Raises:
-        DataError: If the run folder belongs to another config or other data, or data are missing.
+        DataError: If the run folder belongs to another config or other data, data are missing, or the data service of
+            the config does not answer.
         LossIsNotFiniteError: If training diverged.
     """
     config = config if isinstance(config, TrainingConfig) else read_config(config)
@@ -64,6 +66,8 @@ def train(
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
     prepared.check_files(prepared.select(split="train"))
+    if config.data_service is not None:
+        find_workers(config.data_service)
     first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
     if config.losses.preset == "prior_aware":
         config = _with_prior(config, prepared, Path(out))

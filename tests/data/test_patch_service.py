@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import logging
 import re
 import signal
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from partialseg.data import patch_service
+from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table
 from partialseg.data.patch_service import distribute, find_workers, in_order
 from partialseg.data.pipeline import BatchReader, data_problems, patches
 from partialseg.data.prepared import Case, Dataset, Prepared, write_manifest
 from partialseg.data.sampling import PatchConfig
 from partialseg.errors import DataError
+from partialseg.training import read_config, train
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
 CONFIG = PatchConfig(patch_size=(6, 8, 8), batch_size=2, batches_per_epoch=8, seed=3)
@@ -76,17 +80,13 @@ def printed_match(pattern, process, printed):
 def service(tmp_path_factory):
     """Address, and processes of the dispatcher and of two workers by name."""
     folder = tmp_path_factory.mktemp("service")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     processes = []
     try:
-        processes.append(start(folder, "dispatcher", "--port", port, "--host", "localhost"))
-        for _ in range(2):
-            arguments = ("--dispatcher", f"localhost:{port}", "--host", "localhost")
-            processes.append(start(folder, "worker", *arguments))
+        processes.append(start(folder, "dispatcher", "--port", "0", "--host", "localhost"))
         address = printed_match(r"^data_service: (grpc://localhost:\d+)$", *processes[0])
-        assert address.endswith(f":{port}")
+        for _ in range(2):
+            arguments = ("--dispatcher", address.removeprefix("grpc://"), "--host", "localhost")
+            processes.append(start(folder, "worker", *arguments))
         workers = {
             printed_match(r"^Worker (localhost:\d+) reads", *worker): worker for worker in processes[1:]
         }
@@ -159,6 +159,47 @@ def test_a_worker_with_other_cases_is_refused(prepared, service):
     write_manifest(dataclasses.replace(prepared, cases=prepared.cases[:2]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="other cases"):
         list(dataset.take(1))
+
+
+def test_a_training_fed_by_the_service_is_the_same(service, tiny_prepared, tmp_path):
+    config = read_config("tiny")
+    config = config.model_copy(
+        update={
+            "stages": (config.stages[1].model_copy(update={"epochs": 1}),),
+            "augmentation": AugmentationConfig(),
+        }
+    )
+    local = train(config, tiny_prepared, tmp_path / "local").load_model().get_weights()
+    config = config.model_copy(update={"data_service": service[0]})
+    fed = train(config, tiny_prepared, tmp_path / "fed").load_model().get_weights()
+    for one, other in zip(local, fed, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_process_ends_while_the_service_feeds_it(prepared, service):
+    code = (
+        "from partialseg.data import patches\n"
+        "from partialseg.data.sampling import PatchConfig\n"
+        f"config = PatchConfig.model_validate_json({CONFIG.model_dump_json()!r})\n"
+        f"stream = patches({str(prepared.folder)!r}, config, service={service[0]!r})\n"
+        "for index, _ in zip(range(5), stream): pass\n"
+        "print('done')"
+    )
+    for _ in range(2):  # without care for it, every second process hung
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
+def test_a_worker_of_another_version_is_named(monkeypatch):
+    answer = patch_service._answering(lambda request: pytest.fail("nothing is to be opened"), "host:1")
+    text = json.dumps({"request": "{}", "version": "0.0.1", "dtypes": ["float32"]}).encode()
+    index, report, array = answer(text, np.int64(3))
+    assert (index, array.size) == (3, 0)
+    monkeypatch.setattr(patch_service, "__version__", "0.0.1")  # what the client is
+    with pytest.raises(DataError, match=r"worker host:1 is partialseg .*, expected 0\.0\.1 as here"):
+        patch_service._checked_worker(json.loads(report), "grpc://reader:5000")
 
 
 def test_a_missing_dispatcher_is_named_with_what_to_do(prepared):
