@@ -230,6 +230,9 @@ def mirrored_classes(classes: Sequence[str]) -> tuple[int, ...]:
 
     A pair are two names that differ in their side alone, in the spelling of `organ_name`.
 
+    Returns:
+        Each class's number once: of the other side, or its own where it has no side.
+
     Raises:
         ValueError: If a class has a side, and the other side of it is no class (see `unpaired_classes`).
 
@@ -237,29 +240,36 @@ def mirrored_classes(classes: Sequence[str]) -> tuple[int, ...]:
         >>> mirrored_classes(["background", "liver", "left_kidney", "right_kidney"])
         (0, 1, 3, 2)
     """
+    others = [_other_side(name, classes) for name in classes]
     if unpaired := unpaired_classes(classes):
         raise ValueError(f"{', '.join(unpaired)}: the other side is not among the classes {list(classes)}")
-    names = [organ_name(name) for name in classes]
-    return tuple(names.index(_other_side(name)) for name in names)
+    return tuple(classes.index(other) for other in others)
 
 
 def unpaired_classes(classes: Sequence[str]) -> list[str]:
-    """The classes that have a side but not their other side in the list: in a mirror they would be no class of it.
+    """The classes that have a side, but not their other side in the list, once: in a mirror they would be no class.
 
     Example:
         >>> unpaired_classes(["background", "left_kidney", "right_kidney", "left_lung", "lung_middle_lobe_right"])
         ['left_lung', 'lung_middle_lobe_right']
     """
-    names = [organ_name(name) for name in classes]
-    return [name for name, spelled in zip(classes, names, strict=True) if _other_side(spelled) not in names]
+    others = {name: _other_side(name, classes) for name in classes}
+    return [name for name in classes if others[name] is None or others[others[name]] != name]
 
 
-def _other_side(name: str) -> str:
-    """The name of a pair's other organ, in the spelling of `organ_name`; of an organ without a side its own."""
+def _other_side(name: str, classes: Sequence[str]) -> str | None:
+    """The class of a pair's other organ; of one without a side its own; None if there is none, or more than one."""
+    spelled = _spelled(name)
     for side, other in (("left_", "right_"), ("right_", "left_")):
-        if name.startswith(side):
-            return other + name.removeprefix(side)
+        if spelled.startswith(side):
+            found = [one for one in classes if _spelled(one) == other + spelled.removeprefix(side)]
+            return found[0] if len(found) == 1 else None
     return name
+
+
+def _spelled(name: str) -> str:
+    """As `organ_name` spells it; a name without letters as it is."""
+    return organ_name(name) if re.search("[a-zA-Z]", name) else name
 
 
 def names_a_finding(text: str) -> bool:

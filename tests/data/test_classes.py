@@ -14,9 +14,11 @@ from partialseg.data.classes import (
     PAPER_ORGANS,
     class_names,
     did_you_mean,
+    mirrored_classes,
     organ_colours,
     organ_name,
     organs_meant,
+    unpaired_classes,
 )
 from partialseg.errors import DataError
 
@@ -128,3 +130,33 @@ def test_a_misspelt_organ_is_found_and_a_new_one_let_be():
     assert did_you_mean("appendix") is None
     assert did_you_mean("apendix", others=["appendix"]) == "appendix"
     assert did_you_mean("appendix", others=["appendix"]) is None
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["background", "liver", "left_kidney", "right_kidney"],
+        [
+            "background",
+            "postcava",
+            "inferior_vena_cava",
+            "aorta",
+            "Aorta",
+        ],  # one organ by two names: no sides, no pair
+        ["background", "kidney_left", "right_kidney", "7"],
+        ["background", *KNOWN_ORGANS],
+    ],
+)
+def test_each_class_is_one_class_in_the_mirror_and_itself_in_two(classes):
+    mirrored = mirrored_classes(classes)
+    assert sorted(mirrored) == list(range(len(classes)))
+    assert [mirrored[index] for index in mirrored] == list(range(len(classes)))
+    for name, other in zip(classes, mirrored, strict=True):
+        assert ("left" in name or "right" in name) == (classes[other] != name)
+
+
+def test_a_pair_that_is_there_twice_is_no_pair():
+    classes = ["background", "kidney_left", "left_kidney", "right_kidney"]
+    assert unpaired_classes(classes) == ["kidney_left", "left_kidney", "right_kidney"]
+    with pytest.raises(ValueError, match="the other side is not among the classes"):
+        mirrored_classes(classes)
