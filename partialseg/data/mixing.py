@@ -92,8 +92,8 @@ class EpochQuotas:
         self._num_more = sum(self._parts) // self._total
         # After this many epochs all have given their exact share, and what comes then is what came first.
         self._period = self._total // math.gcd(self._total, *self._parts)
-        # The furthest place of the period reached so far, and what each dataset gave beyond the whole numbers.
-        self._reached = (0, (0,) * len(weights))
+        # The last two places of the period that were asked for, and what each dataset gave beyond the whole numbers.
+        self._reached = ((0, (0,) * len(weights)),) * 2
 
     def of_epoch(self, epoch: int) -> dict[str, int]:
         """The patches of each dataset in this epoch, counted from 0."""
@@ -112,13 +112,12 @@ class EpochQuotas:
 
     def _more_before(self, place: int) -> tuple[int, ...]:
         """What each dataset gave beyond the whole numbers before this place of the period."""
-        reached, given = self._reached
-        if reached > place:
-            reached, given = 0, (0,) * len(self.names)
+        start = (0, (0,) * len(self.names))
+        reached, given = max(known for known in (*self._reached, start) if known[0] <= place)
         for epoch in range(reached, place):
             chosen = self._most_urgent(epoch, given)
             given = tuple(count + (index in chosen) for index, count in enumerate(given))
-        self._reached = (place, given)  # at once, since several threads may ask
+        self._reached = (self._reached[1], (place, given))  # at once, since several threads may ask
         return given
 
     def _most_urgent(self, epoch: int, given: tuple[int, ...]) -> set[int]:

@@ -227,17 +227,19 @@ class PatchPlan:
         return [next(dealt[dataset]) for dataset in order]
 
     def _spread_foreground(self, order: np.ndarray, random: np.random.Generator) -> None:
-        """Swap patches between batches so that all have enough of datasets that have foreground, if there are."""
+        """Swap patches between batches until all have enough of datasets that have foreground, or as many as can be."""
         batches = order.reshape(-1, self.config.batch_size)
         has_foreground = np.array([bool(self._with_foreground[name]) for name in self.datasets])
-        beyond = has_foreground[batches].sum(axis=1) - self.config.num_forced
-        numbers = np.arange(len(batches))
-        poor = np.repeat(numbers, np.maximum(-beyond, 0))
-        rich = random.permutation(np.repeat(numbers, np.maximum(beyond, 0)))
-        for taker, giver in zip(poor, rich, strict=False):  # one may be used up before the other
+        counts = has_foreground[batches].sum(axis=1)
+        while counts.min() < self.config.num_forced and counts.max() - counts.min() > 1:
+            taker, giver = (
+                random.choice(np.flatnonzero(counts == most)) for most in (counts.min(), counts.max())
+            )
             here = taker, has_foreground[batches[taker]].argmin()
             there = giver, has_foreground[batches[giver]].argmax()
             batches[here], batches[there] = batches[there], batches[here]
+            counts[taker] += 1
+            counts[giver] -= 1
 
     def _deal(self, dataset: int, count: int) -> Iterator[Case]:
         """The cases that a dataset gives after it gave `count`, endlessly."""

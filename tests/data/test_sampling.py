@@ -310,3 +310,14 @@ def test_what_is_no_state_is_refused(prepared, wrong):
 def test_sampling_needs_no_tensorflow():
     code = "import sys, partialseg.data.sampling; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_too_few_patches_with_foreground_are_spread_evenly(tmp_path):
+    cases = [("full", "a", (6, 6, 6), {1: [0]}, "train"), ("livers", "b", (6, 6, 6), {}, "train")]
+    cases += [("spleens", f"{number}", (6, 6, 6), {}, "train") for number in range(4)]
+    prepared = make_prepared(tmp_path, cases)
+    config = PatchConfig(
+        patch_size=(4, 4, 4), batch_size=6, batches_per_epoch=5, foreground=0.5, mix="proportional"
+    )
+    plan = PatchPlan(prepared, config)  # 5 of 30 patches can be centred on foreground, and 15 should be
+    assert [sum(draw.voxel is not None for draw in plan.batch(index)) for index in range(5)] == [1] * 5
