@@ -121,7 +121,7 @@ NEVER = {"probability": 0, "range": (1, 1)}
 TRANSFORMS = {
     "rotation": (30, 30),
     "scaling": (1.4, 1.4),
-    "noise": (0.3, 0.3),
+    "noise": (0.1, 0.1),
     "blur": (1, 1),
     "brightness": (1.25, 1.25),
     "contrast": (0.75, 0.75),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ _AUGMENTATION = 5
 
 #: So many cases are kept open. What was read of them counts as memory of this process, though the system may take it.
 _MOST_OPEN = 16
+
+#: A turned patch lies in a larger box, which is read: a few GB of memory at most.
+_MOST_BOX_VOXELS = 2**28
 
 _ANY_HU = (-np.inf, np.inf)
 
@@ -95,7 +99,10 @@ class PatchReader:
 
         Raises:
             DataError: If a file is missing or holds what the manifest does not say.
+            ValueError: If an array is not C-contiguous.
         """
+        if not image.flags.c_contiguous or not candidates.flags.c_contiguous:
+            raise ValueError("image and candidates must be C-contiguous to be written to")
         flat_candidates = candidates.reshape(*self.patch_size, -1).reshape(*self.patch_size[:2], -1)
         config = self.augmentation
         if config is None:
@@ -159,6 +166,13 @@ class PatchReader:
         anchor = start + middle if draw.voxel is None else np.array(draw.voxel)
         matrix, offset = spatial.map(self.patch_size, anchor, anchor - start, self.prepared.spacing_mm)
         first, size = box_of(matrix, offset, self.patch_size)
+        if math.prod(size.tolist()) > _MOST_BOX_VOXELS:
+            raise DataError(
+                "patch_size",
+                f"a patch of {' x '.join(map(str, self.patch_size))} that is turned in space lies in a box of "
+                f"{' x '.join(map(str, size.tolist()))} voxels, expected {_MOST_BOX_VOXELS} at most",
+                "take a smaller patch, or turn it in its planes alone (`in_plane: true` under `augmentation`)",
+            )
         box = self.read_box(draw.case, first.tolist(), size.tolist())
         scratch = self.memory.empty((box[0].size,), np.float32), self.memory.empty((box[0].size,), np.uint8)
         return resample(*box, matrix, offset - first, window_hu, rows, scratch, image, flat_candidates)
@@ -167,11 +181,17 @@ class PatchReader:
         """Image and label map of a case, kept open for a while: the system finds its pages anew in each new mapping."""
         key = case.dataset, case.name
         with self._opening:
-            if key not in self._opened:
+            arrays = self._opened.get(key)
+        if arrays is None:
+            arrays = (
+                self.prepared.image(case),
+                self.prepared.label(case),
+            )  # may take long: copies from an object store
+            with self._opening:
                 while len(self._opened) >= _MOST_OPEN:
                     del self._opened[next(iter(self._opened))]
-                self._opened[key] = self.prepared.image(case), self.prepared.label(case)
-            return self._opened[key]
+                self._opened[key] = arrays
+        return arrays
 
     def _check_value(self, case: Case, found: int) -> None:
         """Refuse a label value that the case's table has not (-1 if there is none)."""

@@ -54,13 +54,15 @@ def patches(
             a case is missing or too short, if the state is one of another stream, or if no service answers. What is
             wrong inside a file shows when it is read: iteration then ends with an `OpError` (see `data_problems`).
         pydantic.ValidationError: If the config is not valid.
-        ValueError: If the shards do not divide the batch.
+        ValueError: If the shards do not divide the batch, or `start_batch` is below 0.
     """
     if not isinstance(prepared, Prepared):
         prepared = read_prepared(prepared)
     batches = BatchReader(prepared, PatchConfig.model_validate(config), shard)
     prepared.check_files([case for cases in batches.plan.cases.values() for case in cases])
-    first = start_batch if isinstance(start_batch, int) else batches.plan.batch_of(start_batch)
+    first = batches.plan.batch_of(start_batch) if isinstance(start_batch, Mapping) else int(start_batch)
+    if first < 0:
+        raise ValueError(f"start_batch is {first}, expected 0 or more")
 
     stream = _read_here(batches, first) if service is None else _read_by(service, batches, first)
     options = tf.data.Options()
@@ -146,7 +148,9 @@ class BatchReader:
             for place, slot in enumerate(self.slots):
                 self.reader.read(draws[slot], (int(index), slot), image[place, ..., 0], candidates[place])
         except DataError as error:
-            _problems.append(error)
+            _problems.append(
+                DataError(error.path, error.problem, error.remedy)
+            )  # without the batch in its frames
             raise
         return image, candidates
 

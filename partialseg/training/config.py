@@ -23,13 +23,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.augmentation import AugmentationConfig, Chance
+from partialseg.data.augmentation.config import Window
 from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
+from partialseg.data.mixing import Mix
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
 
 ClassReduction = Literal["mean", "sum"]
-Mix = Literal["equal", "proportional", "inverse_sqrt"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -59,7 +60,7 @@ class NetworkConfig(_Section):
     max_channels: PositiveInt = 320
     convolutions_per_stage: PositiveInt = 2
     deep_supervision: bool = False
-    window_hu: tuple[float, float] = (-200.0, 300.0)
+    window_hu: Window = (-200.0, 300.0)
 
     @field_validator("strides")
     @classmethod
@@ -67,13 +68,6 @@ class NetworkConfig(_Section):
         if len(strides) < 2:
             raise ValueError("at least two stages are needed")
         return strides
-
-    @field_validator("window_hu")
-    @classmethod
-    def _low_before_high(cls, window_hu: tuple[float, float]) -> tuple[float, float]:
-        if not window_hu[0] < window_hu[1]:
-            raise ValueError("the lower end must come first")
-        return window_hu
 
 
 class PartialSupervisionConfig(_Section):
@@ -371,7 +365,7 @@ class TrainingConfig(_Section):
     def _address_of_a_dispatcher(cls, address: str | None) -> str | None:
         parts = re.fullmatch(r"grpc://(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address or "", re.ASCII)
         if address is not None and not (parts and 0 < int(parts[1]) < 2**16):
-            raise ValueError("expected an address like grpc://host:5050")
+            raise ValueError("expected an address like grpc://host:5000")
         return address
 
 

@@ -5,12 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table, ignored_value
 from partialseg.data.patch_reading import PatchReader, mirror_note
 from partialseg.data.prepared import Case, Dataset, Prepared
-from partialseg.data.sampling import Draw, PatchConfig, PatchPlan
+from partialseg.data.sampling import Draw, PatchConfig, PatchPlan, patch_start, random_draw
 from partialseg.errors import DataError
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
@@ -210,3 +211,88 @@ def test_a_value_that_the_table_has_not_is_named(tmp_path):
 def test_reading_needs_no_tensorflow():
     code = "import sys, partialseg.data.patch_reading; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_patch_that_is_turned_and_mirrored_has_its_sides_exchanged_too(kidneys):
+    config = still_but_for(
+        rotation={"probability": 1, "range": (1, 1)}, mirror={"probability": 1, "axes": ["x"]}, in_plane=True
+    )
+    _, sets, done = read(kidneys, (8, 8, 8), config)
+    assert done.spatial.resamples
+    assert sets[3, 4, 2].tolist() == [0, 0, 1, 0]
+    assert sets[3, 4, 5].tolist() == [0, 0, 0, 1]
+
+
+def positions_by_hand(draw, size, spatial, spacing_mm):
+    """Where each voxel of a patch lies in the volume: `(depth, height, width, 3)`."""
+    turn = np.eye(3)
+    for axis, degrees in enumerate(spatial.degrees):
+        first, second = [other for other in range(3) if other != axis]
+        one = np.eye(3)
+        one[first, first] = one[second, second] = np.cos(np.deg2rad(degrees))
+        one[second, first] = np.sin(np.deg2rad(degrees))
+        one[first, second] = -one[second, first]
+        turn = turn @ one
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).astype(float)
+    for axis in np.flatnonzero(spatial.mirrored):
+        index[..., axis] = size[axis] - 1 - index[..., axis]
+    start = np.array(draw.start, float)
+    about = (np.array(size) - 1) / 2 if draw.voxel is None else np.array(draw.voxel) - start
+    factors = np.array([1 if spatial.in_plane else spatial.factor, spatial.factor, spatial.factor])
+    millimetres = (index - about) * spacing_mm * factors
+    return millimetres @ turn.T / spacing_mm + start + about
+
+
+@pytest.mark.parametrize("trial", range(12))
+def test_all_together_equals_scipy_at_positions_found_by_hand(tmp_path, trial):
+    """Turned, scaled and mirrored; volumes of one plane, patches larger than the volume, with and without a centre."""
+    random = np.random.default_rng(trial)
+    shape = (1 if trial % 4 == 0 else int(random.integers(2, 20)), *random.integers(3, 20, 2).tolist())
+    size = tuple(random.integers(1, 20, 3).tolist())
+    label = np.kron(random.integers(0, 4, [-(-n // 3) for n in shape]), np.ones((3, 3, 3), int))
+    label = label[tuple(slice(n) for n in shape)]
+    image = random.integers(-300, 400, shape)
+    prepared = make_prepared(tmp_path, image, label, annotated=("left_kidney",))
+    case = prepared.cases[0]
+    if trial % 2:
+        voxel = tuple(int(random.integers(n)) for n in shape)
+        start = tuple(patch_start(v - n // 2, m, n) for v, m, n in zip(voxel, shape, size, strict=True))
+        draw = Draw(case, start, 2, voxel)
+    else:
+        draw = random_draw(case, size, random)
+    config = still_but_for(
+        rotation={"probability": 1, "range": (-30, 30)},
+        scaling={"probability": 1, "range": (0.7, 1.4)},
+        mirror={"probability": 0.5},
+        in_plane=(True, False, None)[trial % 3],
+    )
+    found, sets, done = read(prepared, size, config, draw, key=(trial,))
+    places = np.moveaxis(
+        positions_by_hand(draw, size, done.spatial, np.array(prepared.spacing_mm)) + 80, -1, 0
+    )
+    padded = np.clip(np.pad(image, 80, constant_values=-1024).astype(float), *config.window_hu)
+    np.testing.assert_allclose(found, ndimage.map_coordinates(padded, places, order=1), atol=0.05)
+    padded = np.pad(label, 80, constant_values=ignored_value(CLASSES))
+    weights = np.stack(
+        [ndimage.map_coordinates((padded == value).astype(float), places, order=1) for value in range(5)]
+    )
+    table = prepared.table(case)[:, [0, 1, 3, 2] if done.spatial.mirrored[2] else slice(None)]
+    clear = np.sort(weights, axis=0)[-1] - np.sort(weights, axis=0)[-2] > 1e-3
+    np.testing.assert_array_equal(sets[clear], table[weights.argmax(axis=0)][clear])
+
+
+def test_arrays_that_cannot_be_written_in_place_are_refused(kidneys):
+    image, sets = np.empty((4, 4, 4), np.float32), np.empty((4, 4, 4, 4), np.uint8)
+    reader, draw = PatchReader(kidneys, (4, 4, 4)), Draw(kidneys.cases[0], (0, 0, 0))
+    with pytest.raises(ValueError, match="C-contiguous"):
+        reader.read(draw, (0, 0), image, sets.transpose(1, 0, 2, 3))
+    with pytest.raises(ValueError, match="C-contiguous"):
+        reader.read(draw, (0, 0), image.T, sets)
+
+
+def test_a_patch_whose_box_would_fill_the_memory_is_refused(kidneys):
+    config = still_but_for(rotation={"probability": 1, "range": (30, 30)})
+    with pytest.raises(
+        DataError, match=r"patch_size: a patch of 2000 x 8 x 2 .* turn it in its planes alone"
+    ):
+        read(kidneys, (2000, 8, 2), config)

@@ -220,6 +220,13 @@ def test_a_state_of_the_middle_of_an_epoch_goes_on_there_and_of_another_stream_i
         patches(prepared, config.model_copy(update={"workers": 3}), state).take(2).as_numpy_iterator()
     )
     tf.nest.map_structure(np.testing.assert_array_equal, whole[6:], rest)
+    tf.nest.map_structure(
+        np.testing.assert_array_equal,
+        whole[6],
+        next(patches(prepared, config, np.int64(6)).as_numpy_iterator()),
+    )
+    with pytest.raises(ValueError, match="start_batch is -1"):
+        patches(prepared, config, -1)
     with pytest.raises(DataError, match="seed is 5, expected 6"):
         patches(prepared, config.model_copy(update={"seed": 6}), state)
 

@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+import yaml
 
 from partialseg.data.augmentation import AugmentationConfig
 from partialseg.data.labels import candidate_table
@@ -204,7 +207,7 @@ def test_patches_are_clipped_to_the_window_of_the_network(tmp_path):
         ),
         ("mix: even\n", r"line 2, `mix`: found 'even', expected"),
         (f"stages: [{STAGE.replace('}', ', mix: even}')}]\n", r"line 2, `stages\.0\.mix`: found 'even'"),
-        ("data_service: localhost:5050\n", r"line 2, `data_service`: expected an address like grpc://"),
+        ("data_service: localhost:5000\n", r"line 2, `data_service`: expected an address like grpc://"),
         ("data_service: grpc://reader:0\n", r"line 2, `data_service`: expected an address like grpc://"),
         ("data_service: grpc://reader\n", r"line 2, `data_service`: expected an address like grpc://"),
     ],
@@ -217,8 +220,17 @@ def test_what_is_wrong_with_patches_is_said_in_the_words_of_the_file(text, words
 
 @pytest.mark.parametrize("host", ["reader-0.cluster.local", "10.0.0.1", "[::1]"])
 def test_a_data_service_has_a_host_and_a_port(host, tmp_path):
-    assert read(tmp_path, f'data_service: "grpc://{host}:5050"\n').data_service == f"grpc://{host}:5050"
+    assert read(tmp_path, f'data_service: "grpc://{host}:5000"\n').data_service == f"grpc://{host}:5000"
 
 
 def test_mixes_are_those_of_patches():
     assert TrainingConfig.model_fields["mix"].annotation == PatchConfig.model_fields["mix"].annotation
+
+
+def test_the_page_on_augmentation_gives_the_defaults():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    written = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    defaults = TrainingConfig(name="defaults")
+    assert TrainingConfig(name="defaults", **written) == defaults
+    sections = set(type(defaults.augmentation).model_fields) - {"window_hu"}
+    assert sections == set(written["augmentation"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,12 +22,24 @@ ANISOTROPIC = 3
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+def _lower_end_first(window_hu: tuple[float, float]) -> tuple[float, float]:
+    if not window_hu[0] < window_hu[1]:
+        raise ValueError("the lower end must come first")
+    return window_hu
+
+
+#: HU to which an image is clipped.
+Window = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_lower_end_first)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Chance(_Section):
-    """A transform that happens with a probability, at a strength drawn evenly from a range.
+    """A transform that happens with a probability, at a strength drawn from a range.
+
+    Strengths are drawn evenly; those of brightness, contrast and gamma half below 1 and half above, as in nnU-Net.
 
     Attributes:
         probability: Of the transform, for each patch.
@@ -66,9 +79,16 @@ class MirrorConfig(_Section):
 class AugmentationConfig(_Section):
     """How patches are augmented. The defaults are those of nnU-Net's trainer (Isensee et al., 2021, supplement 4).
 
-    Two things differ. The planes of flat patches are turned by up to 30 degrees too, not by 180: prepared scans all
-    lie one way, and after half a turn a mirrored patch would show the right kidney where another one shows the left.
-    And turns and scaling are in millimetres, not in voxels, so that they do not shear what they turn.
+    What differs from nnU-Net:
+
+    - The planes of flat patches are turned by up to 30 degrees too, not by 180: prepared scans all lie one way, and
+      after half a turn a mirrored patch would show the right kidney where another one shows the left.
+    - Turns and scaling are in millimetres, not in voxels, so that they do not shear what they turn; and about the voxel
+      on which a patch is centred, if it is, so that it stays in the patch.
+    - A mirror across left and right exchanges left and right organs.
+    - Outside the volume is air, and ignored; nnU-Net has the mean intensity there, and background.
+    - The network clips to its window again (`partialseg.models.layers.NormalizeHU`): what brightness or noise lifts out
+      of it is not seen.
 
     Attributes:
         rotation: Degrees, for each axis.
@@ -104,7 +124,7 @@ class AugmentationConfig(_Section):
     gamma: Chance = Chance(probability=0.3, range=(0.7, 1.5))
     mirror: MirrorConfig = MirrorConfig()
     in_plane: bool | None = None
-    window_hu: tuple[FiniteFloat, FiniteFloat] = (-200.0, 300.0)
+    window_hu: Window = (-200.0, 300.0)
     mean_hu: FiniteFloat = 80.0
     std_hu: PositiveFloat = 100.0
 
@@ -128,13 +148,6 @@ class AugmentationConfig(_Section):
         if chance.range[1] > 1:
             raise ValueError("its range must not be above 1")
         return chance
-
-    @field_validator("window_hu")
-    @classmethod
-    def _low_before_high(cls, window_hu: tuple[float, float]) -> tuple[float, float]:
-        if not window_hu[0] < window_hu[1]:
-            raise ValueError("the lower end must come first")
-        return window_hu
 
     @model_validator(mode="after")
     def _sides_stay_told_apart(self) -> AugmentationConfig:
