@@ -213,6 +213,11 @@ class PatchCounts:
         """What a person should know before training so."""
         config = self.plan.config
         notes = [mirror_note(self.plan.prepared, config.augmentation)]
+        if self.num_batches % config.batches_per_epoch:
+            notes.append(
+                f"datasets give what `mix` asks for over an epoch, which has "
+                f"{_count(config.batches_per_epoch, 'batch', 'batches')}; counted were {self.num_batches}"
+            )
         if self._num_too_few:
             notes.append(
                 f"{self._num_too_few} of {_count(self.num_batches, 'batch', 'batches')} hold fewer than "

@@ -125,6 +125,14 @@ def test_of_an_epoch_in_part_the_same_part_of_the_quota_is_asked_for(report):
     assert [dataset["quota"] for dataset in report["datasets"]] == [2, 2]
 
 
+def test_an_epoch_in_part_is_noted_and_a_whole_one_is_not(prepared):
+    plan = PatchPlan(prepared, PatchConfig(patch_size=(1, 1, 4), batches_per_epoch=3))
+    for num, noted in ((2, True), (3, False), (6, False)):
+        report = counted(prepared, [plan.batch(index) for index in range(num)], batches_per_epoch=3)
+        found = [note for note in report["notes"] if "over an epoch, which has 3 batches" in note]
+        assert bool(found) == noted
+
+
 def test_quotas_of_a_mix_add_up_over_whole_epochs_and_a_part(prepared):
     plan = PatchPlan(prepared, PatchConfig(patch_size=(1, 1, 4), batches_per_epoch=3))
     report = counted(prepared, [plan.batch(index) for index in range(7)], batches_per_epoch=3)
