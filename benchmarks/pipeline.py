@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline.py [--rounds 5] [--peers-python PYTHON] [--parts plain cold augmented memory]
 
-About 20 minutes on 2 cores; --quick takes 3 and keeps nothing. Linux only. Each contender has a process of its own;
-they take turns, and who does not have the turn is halted. The peers come with the extra `bench`; see
+About 12 minutes on 2 cores with --rounds 3; --quick takes 8 and keeps nothing. Linux only. Each contender has a process
+of its own; they take turns, and who does not have the turn is halted. The peers come with the extra `bench`; see
 benchmarks/losses.py for an environment of their own.
 """
 
