@@ -13,6 +13,7 @@ import typer
 from partialseg import __version__
 from partialseg.card_commands import card_app
 from partialseg.cli_options import (
+    CacheFolder,
     Cards,
     Dask,
     Jobs,
@@ -238,14 +239,7 @@ def train(
         Optional[Path],  # noqa: UP045
         typer.Option("--from", metavar="RUN", help="Begin with the weights of this finished run."),
     ] = None,
-    cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="DIR",
-            envvar="PARTIALSEG_CACHE",
-            help="With a URL, a local folder for copies of the cases; else the parts needed are read each time.",
-        ),
-    ] = None,
+    cache: CacheFolder = None,
 ) -> None:
     """Train a network; called again, go on where it stopped.
 

@@ -50,6 +50,14 @@ Dask = Annotated[
         help="A Dask cluster that does the work: its scheduler's address (tcp://host:8786) or scheduler file.",
     ),
 ]
+CacheFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="DIR",
+        envvar="PARTIALSEG_CACHE",
+        help="With a URL, a local folder for copies of the cases; else the parts needed are read each time.",
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from partialseg.cli_options import CacheFolder
+
 
 def inspect(
     prepared: Annotated[
@@ -47,14 +49,7 @@ def inspect(
         typer.Option(min=1, help="How many are counted; an epoch by default, 250 at most."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, max=100, help="Patches that are shown.")] = 6,
-    cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="DIR",
-            envvar="PARTIALSEG_CACHE",
-            help="With a URL, a local folder for copies of the cases; else the parts needed are read each time.",
-        ),
-    ] = None,
+    cache: CacheFolder = None,
 ) -> None:
     """Show which patches training draws.
 
