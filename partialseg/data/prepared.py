@@ -57,7 +57,7 @@ class Case:
     Attributes:
         dataset: Name of its dataset.
         name: Name of the case, unique in the dataset.
-        split: "train" or "test".
+        split: "train" or "test"; while training, "validation" too (see `partialseg.data.folds`).
         shape: `(depth, height, width)` in voxels.
         affine: 4 x 4, world position in mm (RAS+) of the voxel index `(x, y, z)`.
         foreground: For each annotated label value that is present, `(value, start, stop)`: the part of
@@ -71,7 +71,7 @@ class Case:
 
     dataset: _FolderName
     name: _FolderName
-    split: Literal["train", "test"]
+    split: Literal["train", "validation", "test"]
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     affine: tuple[_Row, _Row, _Row, _Row]
     foreground: tuple[tuple[int, int, int], ...]

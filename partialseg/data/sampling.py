@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from partialseg.data.augmentation import AugmentationConfig
+from partialseg.data.folds import Fold, hold_out
 from partialseg.data.mixing import EpochQuotas, Mix, dataset_weights
 from partialseg.data.prepared import Case, Prepared
 from partialseg.errors import DataError
@@ -36,7 +37,8 @@ class PatchConfig(BaseModel):
         seed: Of the whole stream.
         batches_per_epoch: Over this many batches every dataset gives its exact share of the patches.
         datasets: Names of the datasets to draw from, each once; None for all that have cases in the split.
-        split: "train" or "test".
+        split: "train", "validation" (of `fold`) or "test".
+        fold: Which training cases are held out for validation; None for none.
         workers: Batches that are read at the same time.
         mix: What share of the patches each dataset gives; see `partialseg.data.mixing.dataset_weights`.
         augmentation: How patches are changed at random; None leaves them as they are.
@@ -54,7 +56,8 @@ class PatchConfig(BaseModel):
     seed: int = Field(0, ge=0)
     batches_per_epoch: int = Field(250, ge=1)
     datasets: list[str] | None = None
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "validation", "test"] = "train"
+    fold: Fold | None = None
     workers: int = Field(2, ge=1)
     mix: Mix = "equal"
     augmentation: AugmentationConfig | None = None
@@ -389,6 +392,7 @@ def _cases_by_dataset(prepared: Prepared, config: PatchConfig) -> dict[str, list
             f"has no dataset {', '.join(unknown)} (it has {', '.join(prepared.datasets) or 'none'})",
             "correct `datasets` in the config, or prepare the dataset too",
         )
+    prepared = hold_out(prepared, config.fold)
     cases = {name: prepared.select(name, config.split) for name in names}
     empty = [name for name in names if not cases[name]]
     if config.datasets and empty:

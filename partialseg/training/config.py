@@ -5,237 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.augmentation import AugmentationConfig, Chance
-from partialseg.data.augmentation.config import Window
+from partialseg.data.folds import Fold
 from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
 from partialseg.data.mixing import Mix
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
-
-ClassReduction = Literal["mean", "sum"]
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from partialseg.training.loss_config import LossConfig, PartialSupervisionConfig
+from partialseg.training.network_config import NetworkConfig, UNetConfig
+from partialseg.training.sections import Section, some_each_once
 
 
-def _some_each_once(entries: Any) -> Any:
-    """Return `entries` if there are any, each once."""
-    if not entries or len(set(entries)) < len(entries):
-        raise ValueError("at least one is needed, and each once")
-    return entries
-
-
-class NetworkConfig(_Section):
-    """What `partialseg.models.unet` takes; see there."""
-
-    strides: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
-        (1, 1, 1),
-        (1, 2, 2),
-        (2, 2, 2),
-        (2, 2, 2),
-        (2, 2, 2),
-        (1, 2, 2),
-    )
-    base_channels: PositiveInt = 32
-    max_channels: PositiveInt = 320
-    convolutions_per_stage: PositiveInt = 2
-    deep_supervision: bool = False
-    window_hu: Window = (-200.0, 300.0)
-
-    @field_validator("strides")
-    @classmethod
-    def _two_stages_at_least(cls, strides: tuple) -> tuple:
-        if len(strides) < 2:
-            raise ValueError("at least two stages are needed")
-        return strides
-
-
-class PartialSupervisionConfig(_Section):
-    """What `partialseg.losses.PartialSupervision` takes; see there."""
-
-    preset: Literal["partial_supervision"] = "partial_supervision"
-    marginal: float = Field(1.0, ge=0)
-    exclusion: float = Field(2.0, ge=0)
-    terms: tuple[Literal["mCE", "mDC", "eCE", "eDC"], ...] = ("mCE", "mDC", "eCE", "eDC")
-    class_reduction: ClassReduction = "mean"
-    include_background: bool = True
-    batch: bool = False
-    merged_background_excludes: bool = True
-    partial_samples_only: bool = True
-
-    @field_validator("terms")
-    @classmethod
-    def _some_terms_each_once(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
-        return _some_each_once(terms)
-
-
-class TargetAdaptiveConfig(_Section):
-    """What `partialseg.losses.TargetAdaptive` takes: nothing."""
-
-    preset: Literal["target_adaptive"] = "target_adaptive"
-
-
-class MaskedSigmoidConfig(_Section):
-    """What `partialseg.losses.MaskedSigmoid` takes; see there."""
-
-    preset: Literal["masked_sigmoid"] = "masked_sigmoid"
-    class_reduction: ClassReduction = "mean"
-    batch: bool = False
-
-
-class _DiceOfSetsConfig(_Section):
-    cross_entropy: float = Field(0.0, ge=0)
-    exponent: Literal[1, 2] = 2
-    class_reduction: ClassReduction = "mean"
-    include_background: bool = True
-    batch: bool = False
-
-
-class LeafDiceConfig(_DiceOfSetsConfig):
-    """What `partialseg.losses.LeafDice` takes; see there."""
-
-    preset: Literal["leaf_dice"] = "leaf_dice"
-
-
-class LabelSetDiceConfig(_DiceOfSetsConfig):
-    """What `partialseg.losses.LabelSetDice` takes; see there."""
-
-    preset: Literal["label_set_dice"] = "label_set_dice"
-
-
-class _BaselineConfig(_Section):
-    class_reduction: ClassReduction = "mean"
-    include_background: bool = True
-    batch: bool = False
-
-
-class NaiveBackgroundConfig(_BaselineConfig):
-    """What `partialseg.losses.NaiveBackground` takes; see there."""
-
-    preset: Literal["naive_background"] = "naive_background"
-
-
-class IgnoreBackgroundConfig(_BaselineConfig):
-    """What `partialseg.losses.IgnoreBackground` takes; see there."""
-
-    preset: Literal["ignore_background"] = "ignore_background"
-
-
-def _form_of_prior(prior: Any) -> str | None:
-    """Whether a prior is by name or in the order of the classes; None where it is neither."""
-    if isinstance(prior, dict):
-        return "by name"
-    return "in order" if isinstance(prior, list | tuple) else None
-
-
-#: The form is told first, so that an error is that of the form which was given.
-_Prior = Annotated[
-    Annotated[dict[str, Share], Tag("by name")] | Annotated[tuple[Share, ...], Tag("in order")],
-    Discriminator(
-        _form_of_prior,
-        custom_error_type="prior",
-        custom_error_message="prior must be shares by class name, or a list of shares",
-    ),
-]
-
-
-class PriorAwareConfig(_Section):
-    """What `partialseg.losses.PriorAware` takes; see there.
+class OptimizerConfig(Section):
+    """How weights are updated.
 
     Attributes:
-        prior: Share of the voxels of a patch for each class, background first: by name, or in the order of the
-            classes. None: measured in patches of the fully annotated training cases when training begins, and
-            written into the config of the run.
+        name: "adam", or "sgd" with Nesterov's momentum.
+        learning_rate: With which every stage begins.
+        momentum: Of "sgd".
+        weight_decay: Factor of the L2 penalty whose gradient is added to that of the loss, as in nnU-Net; 0 for none.
+        clip_norm: Largest Euclidean norm of all gradients together; larger ones are scaled down to it.
+        ema: Share of the running mean of the weights that stays at each update, such as 0.999; the mean is what
+            validation sees and what the run ends with. None: the weights themselves are.
     """
-
-    preset: Literal["prior_aware"] = "prior_aware"
-    prior: _Prior | None = None
-    weight: float = Field(0.1, ge=0)
-    dual_rate: float | None = Field(0.05, gt=0, le=1)
-    merged_voxels: Literal["pseudo_label", "marginal"] = "pseudo_label"
-    one_against_rest: bool = True
-    partial_samples_only: bool = True
-
-    @field_validator("prior")
-    @classmethod
-    def _shares_sum_to_one(cls, prior: Any) -> Any:
-        if prior is not None and abs(sum(prior.values() if isinstance(prior, dict) else prior) - 1) > 1e-3:
-            raise ValueError("the shares must sum to 1, background among them")
-        return prior
-
-
-class PublishedCodeConfig(_Section):
-    """What `partialseg.losses.PublishedCodeWithSummedLogits` takes; see there, and use another."""
-
-    preset: Literal["published_code_with_summed_logits"] = "published_code_with_summed_logits"
-    exclusion: float = Field(2.0, ge=0)
-    batch: bool = True
-
-
-#: The losses that a config can choose by `preset`; `partialseg.losses.PRESETS` are the same.
-LOSS_CONFIGS: dict[str, type[_Section]] = {
-    section.model_fields["preset"].default: section
-    for section in (
-        PartialSupervisionConfig,
-        TargetAdaptiveConfig,
-        PriorAwareConfig,
-        MaskedSigmoidConfig,
-        LeafDiceConfig,
-        LabelSetDiceConfig,
-        NaiveBackgroundConfig,
-        IgnoreBackgroundConfig,
-        PublishedCodeConfig,
-    )
-}
-
-
-def _preset_of(losses: Any) -> str:
-    """Which loss a `losses` section chooses."""
-    if isinstance(losses, dict):
-        return str(losses.get("preset", "partial_supervision"))
-    return getattr(losses, "preset", "partial_supervision")
-
-
-#: The `losses` of a config: the section of the preset that it names, "partial_supervision" where it names none.
-LossConfig = Annotated[
-    Union[tuple(Annotated[section, Tag(preset)] for preset, section in LOSS_CONFIGS.items())],  # noqa: UP007 (a tuple is no operand of |)
-    Discriminator(
-        _preset_of,
-        custom_error_type="preset",
-        custom_error_message=f"preset must be one of {', '.join(LOSS_CONFIGS)}",
-    ),
-]
-
-
-class OptimizerConfig(_Section):
-    """Which optimiser, and its first learning rate."""
 
     name: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
+    momentum: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
     clip_norm: PositiveFloat | None = None
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """How the learning rate falls within a stage.
 
     Attributes:
@@ -252,7 +61,23 @@ class ScheduleConfig(_Section):
     power: PositiveFloat = 0.9
 
 
-class StageConfig(_Section):
+class ValidationConfig(Fold):
+    """What is held out of training, and how the network is tried on it.
+
+    Attributes:
+        folds, fold: Which cases are held out: see `partialseg.data.folds.Fold`.
+        patches: Patches of each dataset that are predicted after each epoch.
+        volumes_every: After so many epochs whole held-out cases are predicted; None for never.
+        keep: Which weights the run ends with: "best", those with the highest mean Dice over organs (of whole
+            volumes, where they are predicted), or the "last".
+    """
+
+    patches: PositiveInt = 8
+    volumes_every: PositiveInt | None = 10
+    keep: Literal["best", "last"] = "best"
+
+
+class StageConfig(Section):
     """One stage of training.
 
     Attributes:
@@ -273,10 +98,10 @@ class StageConfig(_Section):
     @field_validator("datasets")
     @classmethod
     def _some_datasets_each_once(cls, datasets: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return datasets if isinstance(datasets, str) else _some_each_once(datasets)
+        return datasets if isinstance(datasets, str) else some_each_once(datasets)
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """A whole experiment. The defaults are the paper's numbers, but for a learning rate that trains well.
 
     Attributes:
@@ -293,6 +118,14 @@ class TrainingConfig(_Section):
             a transform, probability or range alone may be given. Its `window_hu` is the network's.
         stages: In order.
         monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
+        validation: Which cases are held out, and how the network is tried on them; None: none are.
+        precision: In which the network computes; weights, logits and losses are float32 always. float16 scales the
+            loss.
+        accumulate: An update is made of the gradients of so many parts of a batch, one after the other: less memory,
+            the same batch.
+        deterministic: Whether the same run gives the same weights to the bit, at the price of slower operations.
+        checkpoint_minutes: A checkpoint is written after each epoch, and within it when so much time has passed since
+            the last one; 0: after each step.
         workers: Batches read at the same time.
         data_service: Address `grpc://host:port` of the dispatcher of a tf.data service, on whose machines patches
             are read; None: on this one.
@@ -305,7 +138,7 @@ class TrainingConfig(_Section):
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
     mix: Mix = "equal"
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = UNetConfig()
     losses: LossConfig = PartialSupervisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -315,13 +148,18 @@ class TrainingConfig(_Section):
         StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),
     )
     monitor_patches: PositiveInt = 2
+    validation: ValidationConfig | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: PositiveInt = 1
+    deterministic: bool = False
+    checkpoint_minutes: float = Field(10.0, ge=0)
     workers: PositiveInt = 2
     data_service: str | None = None
 
     @field_validator("stages")
     @classmethod
     def _some_stages_with_names_of_their_own(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-        _some_each_once([stage.name for stage in stages])  # logs and curves tell stages apart by name
+        some_each_once([stage.name for stage in stages])  # logs and curves tell stages apart by name
         return stages
 
     @field_validator("augmentation", mode="before")
@@ -359,6 +197,13 @@ class TrainingConfig(_Section):
                 },
             )
         return augmentation.model_copy(update={"window_hu": window})
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides_the_batch(cls, parts: int, info: ValidationInfo) -> int:
+        if "batch_size" in info.data and info.data["batch_size"] % parts:
+            raise ValueError(f"batch_size {info.data['batch_size']} cannot be split into {parts} even parts")
+        return parts
 
     @field_validator("data_service")
     @classmethod
@@ -433,6 +278,8 @@ def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = Non
 def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The place of an error without what pydantic adds and the file does not have: preset, and form of a prior."""
     if place[:1] == ("losses",):
+        place = place[:1] + place[2:]
+    if place[:1] == ("network",):
         place = place[:1] + place[2:]
     if place[:2] == ("losses", "prior"):
         place = place[:2] + place[3:]

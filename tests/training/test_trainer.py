@@ -16,7 +16,8 @@ from partialseg.errors import DataError
 from partialseg.losses import PRESETS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
-from partialseg.training.config import LOSS_CONFIGS, PriorAwareConfig, ScheduleConfig, StageConfig
+from partialseg.training.config import ScheduleConfig, StageConfig
+from partialseg.training.loss_config import LOSS_CONFIGS, PriorAwareConfig
 from partialseg.training.history import Progress
 from partialseg.training.stage_patches import stage_patches
 
