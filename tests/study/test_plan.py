@@ -19,7 +19,8 @@ from partialseg.study.plan import (
     plan_study,
     table_notes,
 )
-from partialseg.training.config import LOSS_CONFIGS, StageConfig, TrainingConfig, read_config
+from partialseg.training.config import StageConfig, TrainingConfig, read_config
+from partialseg.training.loss_config import LOSS_CONFIGS
 
 #: Table 1: what each kind of network is trained on, and which organs ∈ datasets it has a tick for.
 TABLE_1 = {

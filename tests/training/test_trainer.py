@@ -17,8 +17,8 @@ from partialseg.losses import PRESETS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
 from partialseg.training.config import ScheduleConfig, StageConfig
-from partialseg.training.loss_config import LOSS_CONFIGS, PriorAwareConfig
 from partialseg.training.history import Progress
+from partialseg.training.loss_config import LOSS_CONFIGS, PriorAwareConfig
 from partialseg.training.stage_patches import stage_patches
 
 
