@@ -241,16 +241,21 @@ def train(
     ] = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Train a network; called again, go on where it stopped.
+    """Train a network; called again, go on where it stopped, to the step.
 
     In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
     terms.csv (every loss term for every dataset) and TensorBoard logs.
     """
     from partialseg.data.prepared import read_prepared
     from partialseg.training.config import read_config
+    from partialseg.training.interruption import TrainingStopped
     from partialseg.training.trainer import train as run_train
 
-    run = run_train(read_config(config), read_prepared(prepared, cache), out, start_from=start_from)
+    try:
+        run = run_train(read_config(config), read_prepared(prepared, cache), out, start_from=start_from)
+    except TrainingStopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(128 + stopped.signal_number) from None
     typer.echo(f"Network: {run.model_path}")
 
 

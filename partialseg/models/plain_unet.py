@@ -20,7 +20,9 @@ def unet(
     strides: Sequence[Sequence[int]] = PAPER_STRIDES,
     base_channels: int = 32,
     max_channels: int = 320,
+    kernels: Sequence[Sequence[int]] | None = None,
     convolutions_per_stage: int = 2,
+    dropout: float = 0.0,
     deep_supervision: bool = False,
     window_hu: tuple[float, float] = (-200.0, 300.0),
     name: str = "unet",
@@ -38,7 +40,9 @@ def unet(
             still anisotropic; see `kernel_sizes`.
         base_channels: Channels of the first stage, doubled at each further one.
         max_channels: The most channels a stage has.
+        kernels: Per stage the size of its kernels, odd along each axis; None: those of `kernel_sizes`.
         convolutions_per_stage: Convolutions of each stage, on the way down and on the way up.
+        dropout: Share of the channels that are set to 0 after each convolution while training, 0 to below 1.
         deep_supervision: Whether to return logits of each decoder stage but the coarsest, finest first.
         window_hu: Window to which HU are clipped, mapped to -1 … 1.
         name: Name of the model.
@@ -54,7 +58,7 @@ def unet(
         True
     """
     strides = [tuple(int(s) for s in stride) for stride in strides]
-    kernels = kernel_sizes(strides)
+    kernels = [tuple(kernel) for kernel in kernels] if kernels is not None else kernel_sizes(strides)
     channels = [min(base_channels * 2**stage, max_channels) for stage in range(len(strides))]
     inputs = keras.Input((None, None, None, 1), name="hu")
     x = PadToMultiple(_total(strides), name="pad")(NormalizeHU(window_hu, name="normalize")(inputs))
@@ -63,7 +67,7 @@ def unet(
     for stage, (width, stride, kernel) in enumerate(zip(channels, strides, kernels, strict=True)):
         for repeat in range(convolutions_per_stage):
             first_stride = stride if repeat == 0 else (1, 1, 1)
-            x = _convolution(x, width, kernel, first_stride, f"encoder{stage}_{repeat}")
+            x = _convolution(x, width, kernel, first_stride, dropout, f"encoder{stage}_{repeat}")
         skips.append(x)
 
     outputs = []
@@ -72,7 +76,9 @@ def unet(
         x = layers.Conv3DTranspose(channels[stage], up, up, name=f"up{stage}")(x)
         x = layers.Concatenate(name=f"skip{stage}")([x, skips[stage]])
         for repeat in range(convolutions_per_stage):
-            x = _convolution(x, channels[stage], kernels[stage], (1, 1, 1), f"decoder{stage}_{repeat}")
+            x = _convolution(
+                x, channels[stage], kernels[stage], (1, 1, 1), dropout, f"decoder{stage}_{repeat}"
+            )
         coarser = _total(strides[: stage + 1])
         if stage == 0 or deep_supervision:
             # Logits stay float32 under mixed precision: softmax over half floats loses the small classes.
@@ -116,10 +122,14 @@ def _total(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(total)
 
 
-def _convolution(x: Any, width: int, kernel: tuple[int, ...], stride: tuple[int, ...], name: str) -> Any:
-    """Convolution, instance norm (group norm with a channel a group), leaky ReLU."""
+def _convolution(
+    x: Any, width: int, kernel: tuple[int, ...], stride: tuple[int, ...], dropout: float, name: str
+) -> Any:
+    """Convolution, dropout of whole channels, instance norm (group norm with a channel a group), leaky ReLU."""
     x = layers.Conv3D(
         width, kernel, stride, padding="same", kernel_initializer="he_normal", name=f"{name}_conv"
     )(x)
+    if dropout:
+        x = layers.SpatialDropout3D(dropout, name=f"{name}_dropout")(x)
     x = layers.GroupNormalization(groups=-1, epsilon=1e-5, name=f"{name}_norm")(x)
     return layers.LeakyReLU(negative_slope=0.01, name=f"{name}_relu")(x)

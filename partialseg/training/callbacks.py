@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import tensorflow as tf
 from rich.progress import Progress as ProgressBar
 
 from partialseg.errors import DataError
-from partialseg.files import atomic_path
 from partialseg.progress import console
+from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
+from partialseg.training.interruption import StopRequest, TrainingStopped
+from partialseg.training.state import TrainingState
 
 #: Share of an epoch that the device may wait for data before its line says what to do.
 MUCH_WAIT = 0.1
@@ -94,66 +98,103 @@ class TermsPerDataset:
         return self.loss.values(candidates, logits[0] if isinstance(logits, list | tuple) else logits)
 
 
-class EpochEnd(keras.callbacks.Callback):
-    """After each epoch: log, step the learning rate, save a checkpoint, print a line; during it: move the bar.
+@dataclass
+class Books:
+    """What is kept of a training while it runs, and written down as it goes.
+
+    Attributes:
+        folder: The run folder.
+        progress: Where training stands; changed in place.
+        state: All variables.
+        checkpoints: Where both are saved.
+        stop: Whether a signal asks training to stop.
+        terms: Called with the model after each epoch.
+        writer: TensorBoard's.
+        saved_at: Clock of the last checkpoint.
+    """
+
+    folder: Path
+    progress: Progress
+    state: TrainingState
+    checkpoints: Checkpoints
+    stop: StopRequest
+    terms: TermsPerDataset
+    writer: tf.summary.SummaryWriter
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.checkpoints.save(self.progress.steps, asdict(self.progress), self.state.read())
+        self.saved_at = time.monotonic()
+
+
+class Bookkeeper(keras.callbacks.Callback):
+    """After each step: count it, and save where it is time; after each epoch: log, step the learning rate, save.
 
     Comes after a `DataWait` among the callbacks, whose `data_wait` it logs.
 
-    The order makes a kill at any moment harmless: the checkpoint is written under its own name, then
-    `progress.json`, which names it, replaces the one before, then older checkpoints are removed.
+    The order makes a kill at any moment harmless: a checkpoint is whole before it has its name, and holds the
+    tables, which are written first and are written again by a resumed run.
 
     Args:
-        folder: The run folder.
-        progress: Where training stands; changed in place.
+        books: Of the training.
         config: The experiment, for its schedule.
         stage: The stage under way.
-        terms: Called with the model after each epoch.
-        writer: TensorBoard's.
+        steps: Of an epoch.
         bar: The progress bar and its task.
+        resumed: The arrays of the checkpoint from which the epoch under way goes on; None where it begins.
     """
 
     def __init__(
         self,
-        folder: Path,
-        progress: Progress,
+        books: Books,
         config: TrainingConfig,
         stage: StageConfig,
-        terms: TermsPerDataset,
-        writer: tf.summary.SummaryWriter,
+        steps: int,
         bar: tuple[ProgressBar, Any],
+        resumed: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
-        self.folder, self.progress, self.config, self.stage = folder, progress, config, stage
-        self.terms, self.writer, self.bar = terms, writer, bar
+        self.books, self.config, self.stage, self.steps, self.bar = books, config, stage, steps, bar
+        self.resumed = resumed
         self._started = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock; in an epoch that goes on, from where it was."""
+        self._started = time.perf_counter() - self.books.progress.seconds
+        if self.books.progress.step and self.resumed is not None:
+            self.books.state.restore_running_loss(self.resumed)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Move the bar; stop at once if the loss is not a number."""
+        """Move the bar; stop at once if the loss is not a number; save if it is time or a signal came."""
+        books, progress = self.books, self.books.progress
         loss = float((logs or {})["loss"])
         if not math.isfinite(loss):
-            raise LossIsNotFiniteError(
-                self.folder,
-                f"stage {self.stage.name!r}, epoch {self.progress.epoch + 1}, step {batch + 1}: the loss is {loss}",
-                "lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder",
-            )
+            raise NotFinite(loss)
+        progress.step += 1
+        progress.steps += 1
+        progress.seconds = time.perf_counter() - self._started
         bar, task = self.bar
         bar.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")
+        if progress.step == self.steps:
+            return  # the epoch's end saves
+        stop = books.stop.signal_number
+        if stop is not None or time.monotonic() - books.saved_at >= 60 * self.config.checkpoint_minutes:
+            books.save()
+        if stop is not None:
+            raise TrainingStopped(stop, place(self.stage, progress))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log, step the learning rate, save, print."""
-        progress, logs = self.progress, logs or {}
-        loss, wait = float(logs["loss"]), float(logs["data_wait"])
-        seconds = time.perf_counter() - self._started
-        rows = self.terms(self.model)
-        progress.epoch = epoch + 1
+        books, progress, logs = self.books, self.books.progress, logs or {}
+        loss, wait = float(logs["loss"]), logs.get("data_wait")
+        rows = books.terms(self.model)
+        progress.epoch, progress.step = epoch + 1, 0
+        seconds, progress.seconds = progress.seconds, 0.0
         progress.log.append(
             [
                 *(self.stage.name, progress.epoch, progress.learning_rate),
-                *(round(loss, 6), round(seconds, 3), round(wait, 4)),
+                *(round(loss, 6), round(seconds, 3), None if wait is None else round(wait, 4)),
             ]
         )
         progress.terms += [
@@ -163,23 +204,52 @@ class EpochEnd(keras.callbacks.Callback):
         schedule = self.stage.schedule or self.config.schedule
         schedule_step(progress, loss, schedule, self.config.optimizer.learning_rate, self.stage.epochs)
         self.model.optimizer.learning_rate = progress.learning_rate
-        save_checkpoint(self.model, self.folder, progress)
+        progress.write_tables(books.folder)
+        books.save()
         # Neither colours nor marks: a stage may be called anything.
         config = self.config
         line = epoch_line(
             self.stage, progress.epoch, loss, seconds, wait, config.workers, config.data_service is not None
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if books.stop.signal_number is not None:
+            raise TrainingStopped(books.stop.signal_number, place(self.stage, progress))
 
-    def _write_tensorboard(self, loss: float, wait: float, rows: list[tuple[str, str, float]]) -> None:
-        step = len(self.progress.log)
-        with self.writer.as_default():
+    def _write_tensorboard(self, loss: float, wait: float | None, rows: list[tuple[str, str, float]]) -> None:
+        step, writer = len(self.books.progress.log), self.books.writer
+        with writer.as_default():
             tf.summary.scalar("loss", loss, step)
-            tf.summary.scalar("data_wait", wait, step)
-            tf.summary.scalar("learning_rate", self.progress.learning_rate, step)
+            if wait is not None:
+                tf.summary.scalar("data_wait", wait, step)
+            tf.summary.scalar("learning_rate", self.books.progress.learning_rate, step)
             for dataset, term, value in rows:
                 tf.summary.scalar(f"{term}/{dataset}", value, step)
-        self.writer.flush()
+        writer.flush()
+
+
+class NotFinite(Exception):  # noqa: N818 (caught by the trainer, which says why)
+    """The loss of a step is not a number.
+
+    Args:
+        loss: The running mean of the epoch with that step.
+    """
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the loss is {loss}")
+        self.loss = loss
+
+
+def place(stage: StageConfig, progress: Progress) -> str:
+    """Where training stands, in words.
+
+    Example:
+        >>> stage = StageConfig(name="all", datasets="all", epochs=80, patches_per_dataset=500)
+        >>> place(stage, Progress(epoch=2, step=7))
+        'all, epoch 3, after 7 steps'
+    """
+    if not progress.step:
+        return f"{stage.name}, after epoch {progress.epoch}"
+    return f"{stage.name}, epoch {progress.epoch + 1}, after {progress.step} steps"
 
 
 def epoch_line(
@@ -187,7 +257,7 @@ def epoch_line(
     epoch: int,
     loss: float,
     seconds: float,
-    wait: float,
+    wait: float | None,
     workers: int,
     data_service: bool = False,
 ) -> str:
@@ -198,7 +268,8 @@ def epoch_line(
         epoch: Epochs of it that are done.
         loss: Mean of the epoch.
         seconds: That it took.
-        wait: Share of the time of its steps for which the device waited for data, 0 to 1; see `DataWait`.
+        wait: Share of the time of its steps for which the device waited for data, 0 to 1; see `DataWait`. None where
+            it is not measured.
         workers: Batches that are read at the same time.
         data_service: Whether other processes or hosts read them.
 
@@ -208,8 +279,9 @@ def epoch_line(
         all, epoch 3 of 80: loss 1.234, 12.3 s, waited for data 4%
     """
     line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}, {seconds:.1f} s"
-    line += f", waited for data {wait:.0%}"
-    if wait > MUCH_WAIT:
+    if wait is not None:
+        line += f", waited for data {wait:.0%}"
+    if wait is not None and wait > MUCH_WAIT:
         more = (
             "start more workers of the data service"
             if data_service
@@ -217,15 +289,3 @@ def epoch_line(
         )
         line += f": raise workers ({workers}), or {more}"
     return line
-
-
-def save_checkpoint(model: keras.Model, folder: Path, progress: Progress) -> None:
-    """Save weights and optimiser, then the progress that names them, then remove what it replaces."""
-    checkpoints = folder / "checkpoint"
-    progress.checkpoint = f"stage{progress.stage}_epoch{progress.epoch:04d}.weights.h5"
-    with atomic_path(checkpoints / progress.checkpoint) as temporary:
-        model.save_weights(temporary)
-    progress.save(folder)
-    for older in checkpoints.glob("*.weights.h5"):
-        if older.name != progress.checkpoint:
-            older.unlink()

@@ -12,14 +12,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, Validat
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.augmentation import AugmentationConfig, Chance
-from partialseg.data.folds import Fold
 from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
 from partialseg.data.mixing import Mix
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
 from partialseg.training.loss_config import LossConfig, PartialSupervisionConfig
-from partialseg.training.network_config import NetworkConfig, UNetConfig
+from partialseg.training.network_config import NetworkConfig
 from partialseg.training.sections import Section, some_each_once
 
 
@@ -30,18 +29,13 @@ class OptimizerConfig(Section):
         name: "adam", or "sgd" with Nesterov's momentum.
         learning_rate: With which every stage begins.
         momentum: Of "sgd".
-        weight_decay: Factor of the L2 penalty whose gradient is added to that of the loss, as in nnU-Net; 0 for none.
         clip_norm: Largest Euclidean norm of all gradients together; larger ones are scaled down to it.
-        ema: Share of the running mean of the weights that stays at each update, such as 0.999; the mean is what
-            validation sees and what the run ends with. None: the weights themselves are.
     """
 
     name: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     momentum: float = Field(0.99, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
     clip_norm: PositiveFloat | None = None
-    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class ScheduleConfig(Section):
@@ -59,22 +53,6 @@ class ScheduleConfig(Section):
     patience: PositiveInt = 10
     min_delta: float = Field(1e-3, ge=0)
     power: PositiveFloat = 0.9
-
-
-class ValidationConfig(Fold):
-    """What is held out of training, and how the network is tried on it.
-
-    Attributes:
-        folds, fold: Which cases are held out: see `partialseg.data.folds.Fold`.
-        patches: Patches of each dataset that are predicted after each epoch.
-        volumes_every: After so many epochs whole held-out cases are predicted; None for never.
-        keep: Which weights the run ends with: "best", those with the highest mean Dice over organs (of whole
-            volumes, where they are predicted), or the "last".
-    """
-
-    patches: PositiveInt = 8
-    volumes_every: PositiveInt | None = 10
-    keep: Literal["best", "last"] = "best"
 
 
 class StageConfig(Section):
@@ -118,11 +96,6 @@ class TrainingConfig(Section):
             a transform, probability or range alone may be given. Its `window_hu` is the network's.
         stages: In order.
         monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
-        validation: Which cases are held out, and how the network is tried on them; None: none are.
-        precision: In which the network computes; weights, logits and losses are float32 always. float16 scales the
-            loss.
-        accumulate: An update is made of the gradients of so many parts of a batch, one after the other: less memory,
-            the same batch.
         deterministic: Whether the same run gives the same weights to the bit, at the price of slower operations.
         checkpoint_minutes: A checkpoint is written after each epoch, and within it when so much time has passed since
             the last one; 0: after each step.
@@ -138,7 +111,7 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
     mix: Mix = "equal"
-    network: NetworkConfig = UNetConfig()
+    network: NetworkConfig = NetworkConfig()
     losses: LossConfig = PartialSupervisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -148,9 +121,6 @@ class TrainingConfig(Section):
         StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),
     )
     monitor_patches: PositiveInt = 2
-    validation: ValidationConfig | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    accumulate: PositiveInt = 1
     deterministic: bool = False
     checkpoint_minutes: float = Field(10.0, ge=0)
     workers: PositiveInt = 2
@@ -197,13 +167,6 @@ class TrainingConfig(Section):
                 },
             )
         return augmentation.model_copy(update={"window_hu": window})
-
-    @field_validator("accumulate")
-    @classmethod
-    def _divides_the_batch(cls, parts: int, info: ValidationInfo) -> int:
-        if "batch_size" in info.data and info.data["batch_size"] % parts:
-            raise ValueError(f"batch_size {info.data['batch_size']} cannot be split into {parts} even parts")
-        return parts
 
     @field_validator("data_service")
     @classmethod
@@ -278,8 +241,6 @@ def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = Non
 def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The place of an error without what pydantic adds and the file does not have: preset, and form of a prior."""
     if place[:1] == ("losses",):
-        place = place[:1] + place[2:]
-    if place[:1] == ("network",):
         place = place[:1] + place[2:]
     if place[:2] == ("losses", "prior"):
         place = place[:2] + place[3:]

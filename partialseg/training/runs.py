@@ -6,7 +6,7 @@ RUN/model.keras        the trained network
 RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait
 RUN/terms.csv          a row per epoch, dataset and loss term: stage, epoch, dataset, term, value
 RUN/tensorboard/       the same for TensorBoard
-RUN/checkpoint/        while it trains: the last epoch's weights and optimiser, and where it stands
+RUN/checkpoint/        while it trains: the newest two checkpoints, each with every variable and where it stands
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from partialseg.data.folds import Fold
 from partialseg.data.prepared import Prepared
 from partialseg.data.sampling import PatchConfig
 from partialseg.training.config import TrainingConfig, stage_datasets
@@ -32,9 +31,6 @@ def stage_patches(config: TrainingConfig, number: int, prepared: Prepared) -> Pa
         batches_per_epoch=-(-len(datasets) * stage.patches_per_dataset // config.batch_size),
         datasets=datasets,
         workers=config.workers,
-        fold=None
-        if config.validation is None
-        else Fold(folds=config.validation.folds, fold=config.validation.fold),
         mix=stage.mix or config.mix,
         augmentation=config.augmentation,
     )

@@ -23,12 +23,21 @@ from partialseg.files import atomic_path
 from partialseg.losses import preset
 from partialseg.models import supervision_strides, unet
 from partialseg.progress import console, progress_bar
-from partialseg.training.callbacks import EpochEnd, TermsPerDataset
-from partialseg.training.config import StageConfig, TrainingConfig, read_config, stage_datasets
+from partialseg.training.callbacks import (
+    Bookkeeper,
+    Books,
+    LossIsNotFiniteError,
+    NotFinite,
+    TermsPerDataset,
+)
+from partialseg.training.checkpoints import Checkpoints
+from partialseg.training.config import TrainingConfig, read_config, stage_datasets
 from partialseg.training.data_wait import DataWait
 from partialseg.training.history import Progress
+from partialseg.training.interruption import StopRequest
 from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
 from partialseg.training.stage_patches import stage_patches
+from partialseg.training.state import TrainingState
 
 
 def train(
@@ -57,6 +66,7 @@ def train(
         DataError: If the run folder belongs to another config or other data, data are missing, or the data service of
             the config does not answer.
         LossIsNotFiniteError: If training diverged.
+        TrainingStopped: After Ctrl-C or a signal that ends jobs, once a checkpoint is saved.
     """
     config = config if isinstance(config, TrainingConfig) else read_config(config)
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
@@ -77,6 +87,8 @@ def train(
     if (note := mirror_note(prepared, config.augmentation)) is not None:
         console.print(f"note: {note}")
     strategy = _strategy(config, devices)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = build_model(config, len(prepared.classes))
@@ -86,16 +98,10 @@ def train(
         _compile(model, config, losses)
         if first_weights is not None:
             model.set_weights(first_weights)
-        progress = _resume(model, run) or Progress(learning_rate=config.optimizer.learning_rate)
-    terms = TermsPerDataset(losses[0], _monitor_patches(config, prepared))
-    writer = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
-    for index in range(progress.stage, len(config.stages)):
-        if index > progress.stage:  # a new stage begins with its own learning rate and plateau
-            progress.stage, progress.epoch, progress.best, progress.wait = index, 0, None, 0
-            progress.learning_rate = config.optimizer.learning_rate
-        model.optimizer.learning_rate = progress.learning_rate
-        _train_stage(model, config, config.stages[index], prepared, run, progress, terms, writer)
-    writer.close()
+        books, resumed = _open_books(model, losses, config, prepared, run)
+    with books.stop.listening():
+        _train_stages(model, config, prepared, books, resumed)
+    books.writer.close()
     with atomic_path(run.model_path) as temporary:
         model.save(temporary)
     shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
@@ -206,7 +212,9 @@ def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.loss
     if config.optimizer.name == "adam":
         optimizer = keras.optimizers.Adam(rate, global_clipnorm=clip)
     else:
-        optimizer = keras.optimizers.SGD(rate, momentum=0.99, nesterov=True, global_clipnorm=clip)
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=config.optimizer.momentum, nesterov=True, global_clipnorm=clip
+        )
     num_outputs = len(model.outputs)
     # nnU-Net's weights: each coarser output counts half the finer one.
     weights = np.array([0.5**k for k in range(num_outputs)])
@@ -244,47 +252,104 @@ def _weights_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> lis
     return earlier.load_model().get_weights()
 
 
-def _resume(model: keras.Model, run: Run) -> Progress | None:
-    progress = Progress.load(run.folder)
-    if progress is None:
-        return None
-    model.optimizer.build(model.trainable_variables)
-    model.load_weights(run.folder / "checkpoint" / progress.checkpoint)
-    return progress
-
-
-def _train_stage(
+def _open_books(
     model: keras.Model,
+    losses: list[keras.losses.Loss],
     config: TrainingConfig,
-    stage: StageConfig,
     prepared: Prepared,
     run: Run,
-    progress: Progress,
-    terms: TermsPerDataset,
-    writer: tf.summary.SummaryWriter,
+) -> tuple[Books, dict[str, np.ndarray]]:
+    """Begin a training's books, or open them where the last whole checkpoint left them; and its arrays."""
+    model.optimizer.build(model.trainable_variables)
+    folder = run.folder / "checkpoint"
+    if (folder / "progress.json").is_file():
+        raise DataError(
+            folder,
+            "holds a checkpoint of an earlier version, which this one cannot continue",
+            "finish the run with the version that began it, or train in another folder",
+        )
+    books = Books(
+        folder=run.folder,
+        progress=Progress(learning_rate=config.optimizer.learning_rate),
+        state=TrainingState(model, losses),
+        checkpoints=Checkpoints(folder),
+        stop=StopRequest(),
+        terms=TermsPerDataset(losses[0], _monitor_patches(config, prepared)),
+        writer=tf.summary.create_file_writer(str(run.folder / "tensorboard")),
+    )
+    saved, arrays, torn = books.checkpoints.newest()
+    for path in torn:
+        instead = "training begins anew" if saved is None else "the one before it is used"
+        console.print(f"note: {path}: is not a whole checkpoint, {instead}", soft_wrap=True)
+    if saved is None:
+        books.save()
+    else:
+        books.progress = Progress(**saved)
+        books.state.restore(arrays, folder)
+    return books, arrays
+
+
+def _train_stages(
+    model: keras.Model,
+    config: TrainingConfig,
+    prepared: Prepared,
+    books: Books,
+    resumed: dict[str, np.ndarray],
 ) -> None:
-    """Fit one stage, from `progress.epoch` on."""
+    """Fit the stages that are left, from where the books stand."""
+    progress = books.progress
+    for index in range(progress.stage, len(config.stages)):
+        if index > progress.stage:  # a new stage begins with its own learning rate and plateau
+            progress.stage, progress.epoch, progress.best, progress.wait = index, 0, None, 0
+            progress.learning_rate = config.optimizer.learning_rate
+        model.optimizer.learning_rate = progress.learning_rate
+        if progress.step:  # what is left of the epoch under way
+            _fit(model, config, prepared, books, progress.epoch + 1, resumed)
+        if progress.epoch < config.stages[index].epochs:
+            _fit(model, config, prepared, books, config.stages[index].epochs, None)
+
+
+def _fit(
+    model: keras.Model,
+    config: TrainingConfig,
+    prepared: Prepared,
+    books: Books,
+    until: int,
+    resumed: dict[str, np.ndarray] | None,
+) -> None:
+    """Fit the stage under way from where the books stand until so many of its epochs are done."""
+    progress, stage = books.progress, config.stages[books.progress.stage]
     stream, steps = _stream(config, prepared, progress)
     with data_problems(), progress_bar() as bar:
-        done = progress.epoch * steps
+        done = progress.epoch * steps + progress.step
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
-        model.fit(
-            stream,
-            initial_epoch=progress.epoch,
-            epochs=stage.epochs,
-            steps_per_epoch=steps,
-            verbose=0,
-            shuffle=False,
-            # The first measures what the second logs.
-            callbacks=[DataWait(), EpochEnd(run.folder, progress, config, stage, terms, writer, (bar, task))],
-        )
+        bookkeeper = Bookkeeper(books, config, stage, steps, (bar, task), resumed)
+        try:
+            model.fit(
+                stream,
+                initial_epoch=progress.epoch,
+                epochs=until,
+                steps_per_epoch=steps - progress.step,
+                verbose=0,
+                shuffle=False,
+                # The first measures what the second logs.
+                callbacks=[DataWait(), bookkeeper],
+            )
+        except NotFinite as problem:
+            raise LossIsNotFiniteError(
+                books.folder,
+                f"stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step + 1}: {problem}",
+                "lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder",
+            ) from problem
 
 
 def _stream(config: TrainingConfig, prepared: Prepared, progress: Progress) -> tuple[tf.data.Dataset, int]:
-    """The batches of a stage as `fit` takes them, from `progress.epoch` on, and how many make an epoch."""
+    """The batches of a stage as `fit` takes them, from where training stands, and how many make an epoch."""
     patch_config = stage_patches(config, progress.stage, prepared)
     steps = patch_config.batches_per_epoch
-    stream = patches(prepared, patch_config, progress.epoch * steps, service=config.data_service)
+    stream = patches(
+        prepared, patch_config, progress.epoch * steps + progress.step, service=config.data_service
+    )
     if config.network.deep_supervision:
         strides = supervision_strides(config.network.strides)
         stream = stream.map(lambda image, target: (image, _coarser(target, strides)))

@@ -91,3 +91,25 @@ def test_pad_and_crop_are_inverse():
     assert padded.shape == (2, 4, 8, 8, 1)
     assert float(padded[0, -1, -1, -1, 0]) == -1.0
     assert np.array_equal(ops.convert_to_numpy(CropToInput()([padded, image])), image)
+
+
+def test_kernels_can_be_given_for_each_stage():
+    model = unet(2, kernels=((1, 3, 3), (3, 5, 5), (3, 3, 1)), **SMALL)
+    kernels = [model.get_layer(f"encoder{stage}_0_conv").kernel.shape[:3] for stage in range(3)]
+    assert kernels == [(1, 3, 3), (3, 5, 5), (3, 3, 1)]
+
+
+def test_dropout_sets_whole_channels_to_zero_in_training_alone():
+    model = unet(2, dropout=0.5, **SMALL)
+    image = np.random.default_rng(0).normal(0, 100, (1, 8, 16, 16, 1)).astype("float32")
+    kept, dropped = (
+        ops.convert_to_numpy(
+            keras.Model(model.input, model.get_layer("encoder0_0_dropout").output)(image, training=t)
+        )
+        for t in (False, True)
+    )
+    alive = np.any(dropped != 0, axis=(0, 1, 2, 3))
+    assert np.any(kept != 0, axis=(0, 1, 2, 3)).all()
+    np.testing.assert_allclose(dropped[..., alive], 2 * kept[..., alive], rtol=1e-5)
+    assert (dropped[..., ~alive] == 0).all()
+    np.testing.assert_array_equal(model(image), model(image))

@@ -9,7 +9,6 @@ from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.data.sampling import PatchConfig
 from partialseg.errors import DataError
 from partialseg.training.config import (
-    LOSS_CONFIGS,
     StageConfig,
     TrainingConfig,
     configs_folder,
@@ -17,6 +16,7 @@ from partialseg.training.config import (
     stage_datasets,
     write_config,
 )
+from partialseg.training.loss_config import LOSS_CONFIGS
 
 STAGE = "{name: one, datasets: all, epochs: 1, patches_per_dataset: 1}"
 CLASSES = ("background", "liver", "spleen")

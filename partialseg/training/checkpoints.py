@@ -1,0 +1,83 @@
+"""Checkpoints: all that training is, in one file, written so that a kill at any moment loses none."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partialseg.files import atomic_path
+
+#: The member of a checkpoint that says where training stood; the others are arrays.
+_PROGRESS = "progress"
+#: How many are kept: the newest, and the one before in case it is torn.
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder of their own.
+
+    Each is an uncompressed `.npz`, whose parts have checksums: one that a full disk or a lost power supply has torn is
+    told from a whole one when it is read. It is written under a temporary name, brought to the disk, and renamed; the
+    newest two are kept.
+
+    Args:
+        folder: Where they lie.
+
+    Example:
+        >>> import tempfile
+        >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+        >>> checkpoints.save(7, {"epoch": 1}, {"kernel": np.ones(3)})
+        >>> progress, arrays, torn = checkpoints.newest()
+        >>> progress, arrays["kernel"].tolist(), torn
+        ({'epoch': 1}, [1.0, 1.0, 1.0], [])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def save(self, step: int, progress: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a checkpoint, then remove all but the newest two.
+
+        Args:
+            step: Steps of the whole training that are done; later checkpoints have more.
+            progress: Where training stands, as JSON has it.
+            arrays: Every variable, by name.
+        """
+        text = json.dumps(progress).encode()
+        with atomic_path(self._path(step)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{_PROGRESS: np.frombuffer(text, np.uint8)}, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        for older in self._by_age()[_KEPT:]:
+            older.unlink()
+
+    def newest(self) -> tuple[dict[str, Any] | None, dict[str, np.ndarray], list[Path]]:
+        """The newest checkpoint that is whole: its progress, its arrays, and the torn ones that came after it.
+
+        The progress is None where none is whole.
+        """
+        torn = []
+        for path in self._by_age():
+            try:
+                with np.load(path) as content:
+                    arrays = {name: content[name] for name in content.files}
+                progress = json.loads(arrays.pop(_PROGRESS).tobytes())
+            except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError):
+                torn.append(path)
+                continue
+            return progress, arrays, torn
+        return None, {}, torn
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step{step:09d}.npz"
+
+    def _by_age(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.folder.glob("step*.npz"), reverse=True)
