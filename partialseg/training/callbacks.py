@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,6 @@ class Bookkeeper(keras.callbacks.Callback):
         stage: The stage under way.
         steps: Of an epoch.
         bar: The progress bar and its task.
-        resumed: The arrays of the checkpoint from which the epoch under way goes on; None where it begins.
     """
 
     def __init__(
@@ -152,18 +150,16 @@ class Bookkeeper(keras.callbacks.Callback):
         stage: StageConfig,
         steps: int,
         bar: tuple[ProgressBar, Any],
-        resumed: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
         self.books, self.config, self.stage, self.steps, self.bar = books, config, stage, steps, bar
-        self.resumed = resumed
         self._started = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the clock; in an epoch that goes on, from where it was."""
         self._started = time.perf_counter() - self.books.progress.seconds
-        if self.books.progress.step and self.resumed is not None:
-            self.books.state.restore_running_loss(self.resumed)
+        if self.books.progress.step:
+            self.books.state.restore_running_loss()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Move the bar; stop at once if the loss is not a number; save if it is time or a signal came."""

@@ -26,6 +26,7 @@ class TrainingState:
         ]
         # The mean that `fit` keeps over an epoch, by which the plateau rule goes.
         self._running_loss = next(metric for metric in model.metrics if metric.name == "loss").variables
+        self._loss_before = [np.array(variable.numpy()) for variable in self._running_loss]
         groups = {
             "model": model.variables,
             "optimizer": model.optimizer.variables,
@@ -63,12 +64,12 @@ class TrainingState:
                 )
         for name, variable in self._variables.items():
             variable.assign(arrays[name])
+        self._loss_before = [np.array(variable.numpy()) for variable in self._running_loss]
 
-    def restore_running_loss(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set the running mean of the loss alone, which `fit` forgets as it begins an epoch."""
-        for name, variable in self._variables.items():
-            if name.startswith("running_loss/"):
-                variable.assign(arrays[name])
+    def restore_running_loss(self) -> None:
+        """Set the running mean of the loss as `restore` did, which `fit` forgets as it begins an epoch."""
+        for variable, value in zip(self._running_loss, self._loss_before, strict=True):
+            variable.assign(value)
 
 
 def _bring_home(model: keras.Model) -> None:

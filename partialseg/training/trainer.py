@@ -53,8 +53,8 @@ def train(
         config: The experiment, a config file, or the name of one that comes with the package.
         prepared: What `partialseg prepare` wrote, or the folder or URL where it lies.
         out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
-            holds a finished one, that is returned. `workers` and `data_service`, which do not change what is read,
-            may be others than before.
+            holds a finished one, that is returned. `workers`, `data_service` and `checkpoint_minutes`, which change
+            nothing in the weights, may be others than before.
         start_from: A finished run whose weights the network begins with, instead of random ones. It must
             have the same classes and the same network.
         devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
@@ -98,9 +98,9 @@ def train(
         _compile(model, config, losses)
         if first_weights is not None:
             model.set_weights(first_weights)
-        books, resumed = _open_books(model, losses, config, prepared, run)
+        books = _open_books(model, losses, config, prepared, run)
     with books.stop.listening():
-        _train_stages(model, config, prepared, books, resumed)
+        _train_stages(model, config, prepared, books)
     books.writer.close()
     with atomic_path(run.model_path) as temporary:
         model.save(temporary)
@@ -174,8 +174,11 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
     )
     if (folder / "run.json").is_file():
         earlier = read_run(folder)
-        how_read = {"workers": earlier.config.workers, "data_service": earlier.config.data_service}
-        run = replace(run, config=config.model_copy(update=how_read))
+        free = {
+            field: getattr(earlier.config, field)
+            for field in ("workers", "data_service", "checkpoint_minutes")
+        }
+        run = replace(run, config=config.model_copy(update=free))
         for what in ("config", "classes", "spacing_mm", "datasets", "started_from"):
             if getattr(earlier, what) != getattr(run, what):
                 raise DataError(
@@ -258,8 +261,8 @@ def _open_books(
     config: TrainingConfig,
     prepared: Prepared,
     run: Run,
-) -> tuple[Books, dict[str, np.ndarray]]:
-    """Begin a training's books, or open them where the last whole checkpoint left them; and its arrays."""
+) -> Books:
+    """Begin a training's books, or open them where the last whole checkpoint left them."""
     model.optimizer.build(model.trainable_variables)
     folder = run.folder / "checkpoint"
     if (folder / "progress.json").is_file():
@@ -286,7 +289,7 @@ def _open_books(
     else:
         books.progress = Progress(**saved)
         books.state.restore(arrays, folder)
-    return books, arrays
+    return books
 
 
 def _train_stages(
@@ -294,7 +297,6 @@ def _train_stages(
     config: TrainingConfig,
     prepared: Prepared,
     books: Books,
-    resumed: dict[str, np.ndarray],
 ) -> None:
     """Fit the stages that are left, from where the books stand."""
     progress = books.progress
@@ -304,9 +306,9 @@ def _train_stages(
             progress.learning_rate = config.optimizer.learning_rate
         model.optimizer.learning_rate = progress.learning_rate
         if progress.step:  # what is left of the epoch under way
-            _fit(model, config, prepared, books, progress.epoch + 1, resumed)
+            _fit(model, config, prepared, books, progress.epoch + 1)
         if progress.epoch < config.stages[index].epochs:
-            _fit(model, config, prepared, books, config.stages[index].epochs, None)
+            _fit(model, config, prepared, books, config.stages[index].epochs)
 
 
 def _fit(
@@ -315,7 +317,6 @@ def _fit(
     prepared: Prepared,
     books: Books,
     until: int,
-    resumed: dict[str, np.ndarray] | None,
 ) -> None:
     """Fit the stage under way from where the books stand until so many of its epochs are done."""
     progress, stage = books.progress, config.stages[books.progress.stage]
@@ -323,7 +324,7 @@ def _fit(
     with data_problems(), progress_bar() as bar:
         done = progress.epoch * steps + progress.step
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
-        bookkeeper = Bookkeeper(books, config, stage, steps, (bar, task), resumed)
+        bookkeeper = Bookkeeper(books, config, stage, steps, (bar, task))
         try:
             model.fit(
                 stream,

@@ -234,7 +234,7 @@ def test_a_run_of_before_goes_on_without_augmentation(config, tiny_prepared, tmp
         train(
             config.model_copy(update={"augmentation": AugmentationConfig()}), tiny_prepared, tmp_path / "run"
         )
-    more_workers = left_open.model_copy(update={"workers": 1})
+    more_workers = left_open.model_copy(update={"workers": 1, "checkpoint_minutes": 0})
     run = train(more_workers, tiny_prepared, tmp_path / "run")
     assert run.model_path.is_file()
     assert run.config.augmentation is None
