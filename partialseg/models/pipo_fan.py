@@ -43,7 +43,8 @@ def pipo_fan(
     Convolutions are those of this package's U-Net (instance norm and leaky ReLU after a convolution) instead of
     batch norm and ReLU before it; transposed convolutions lead up instead of interpolation. The published
     code brings the logits of all scales to full size, for the attention and for supervision; here the attention sees
-    them at their own size, without normalisation, and supervision compares them with a target of their size.
+    them at their own size, without normalisation, and supervision compares them with a target of their size. There, the
+    scales are trained first and the fusion after them; here all at once.
 
     Args:
         num_classes: Classes including background.
@@ -195,9 +196,9 @@ def _upsample_linearly(x: Any, axis: int, factor: int) -> Any:
     if factor == 1:
         return x
     size = ops.shape(x)
-    index = ops.arange(size[axis])
-    before = ops.take(x, ops.maximum(index - 1, 0), axis=axis)
-    after = ops.take(x, ops.minimum(index + 1, size[axis] - 1), axis=axis)
+    first, last = _along(axis, slice(None, 1)), _along(axis, slice(-1, None))
+    before = ops.concatenate([x[first], x[_along(axis, slice(None, -1))]], axis=axis)
+    after = ops.concatenate([x[_along(axis, slice(1, None))], x[last]], axis=axis)
     parts = []
     for part in range(factor):
         offset = (part + 0.5) / factor - 0.5  # from the centre of the coarse voxel, in its sizes
@@ -205,3 +206,8 @@ def _upsample_linearly(x: Any, axis: int, factor: int) -> Any:
         parts.append((1 - abs(offset)) * x + abs(offset) * neighbour)
     stacked = ops.stack(parts, axis=axis + 1)
     return ops.reshape(stacked, (*size[:axis], size[axis] * factor, *size[axis + 1 :]))
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    """Index of a part of one axis of five."""
+    return tuple(part if k == axis else slice(None) for k in range(5))
