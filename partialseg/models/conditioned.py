@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from partialseg.models.plain_unet import PAPER_STRIDES
@@ -48,7 +47,7 @@ def conditioned_unet(
     class of each image in training; here it is this package's U-Net, with all organs, of which a loss masks those
     that are not known. Instance norm would take away what a constant channel adds, since it removes the mean
     of each channel; so the convolution that meets the organ's value is normalised over all channels together
-    (group norm with one group). The values of the table are evenly spaced from -1 to 1 here.
+    (group norm with one group). The values of the table are 1 apart here, and 0 on average.
 
     Args:
         num_classes: Classes including background.
@@ -91,13 +90,13 @@ def conditioned_unet(
 
 
 def organ_values(num_organs: int) -> tuple[float, ...]:
-    """The value that stands for each organ.
+    """The value that stands for each organ: 1 apart, 0 on average.
 
     Example:
-        >>> organ_values(5)
-        (-1.0, -0.5, 0.0, 0.5, 1.0)
+        >>> organ_values(4)
+        (-1.5, -0.5, 0.5, 1.5)
     """
-    return tuple(float(value) for value in np.linspace(-1, 1, num_organs))
+    return tuple(organ - (num_organs - 1) / 2 for organ in range(num_organs))
 
 
 def _conditioned_convolution(x: Any, width: int, kernel: tuple[int, ...], name: str, dropout: float) -> Any:
