@@ -83,9 +83,9 @@ def test_network_learns_from_partial_labels(network, name):
     losses = [preset(name, name="loss") for _ in targets]
     eager = keras.backend.backend() == "tensorflow"  # a graph takes longer to build than to run
     model.compile(keras.optimizers.Adam(0.02), losses if len(losses) > 1 else losses[0], run_eagerly=eager)
-    history = model.fit(image, targets if len(targets) > 1 else targets[0], epochs=7, verbose=0)
+    history = model.fit(image, targets if len(targets) > 1 else targets[0], epochs=5, verbose=0)
     values = history.history["loss"]
-    assert values[-1] < 0.85 * values[0]
+    assert values[-1] < 0.9 * values[0]
 
 
 @networks
