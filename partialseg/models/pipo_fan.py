@@ -32,7 +32,9 @@ def pipo_fan(
     scale of the decoder, the more blocks before its logits. Pyramid output: logits at each scale, from the
     coarsest stage to the finest. Fusion: one small attention network, the same for all scales, gives a scale's
     logits a score; the softmax of the scores over the scales weighs the logits, brought to full size. So a patch has
-    as many weights as there are scales, and they sum to 1.
+    as many weights as there are scales, and they sum to 1. The blocks that make depths equal are at coarse scales,
+    where they cost little time but many parameters: 70 million in all with the defaults and six classes, where
+    `unet` has 31 million.
 
     Reference:
         Fang and Yan, "Multi-organ segmentation over partially labeled datasets with multi-scale feature

@@ -139,7 +139,10 @@ def test_channels_double_up_to_the_most():
     assert plan_stages(((1, 1, 1), (1, 2, 2), (2, 2, 2)), None, 4, 8, 0.0).coarser(2) == (2, 4, 4)
 
 
-@networks
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(pipo_fan, marks=pytest.mark.slow), conditioned_unet, dynamic_head_unet],
+)
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is made with TensorFlow")
 def test_exported_network_takes_any_batch_and_size(network, tmp_path):
     import tensorflow as tf
