@@ -76,9 +76,8 @@ def network_input(stages: Stages, window_hu: Sequence[float]) -> tuple[Any, Any]
 def convolution(
     x: Any, width: int, kernel: Triple, name: str, *, dropout: float, stride: Triple = (1, 1, 1)
 ) -> Any:
-    """Convolution, instance norm, leaky ReLU as in `unet`, and dropout of whole channels."""
-    x = _convolution(x, width, kernel, stride, name)
-    return layers.SpatialDropout3D(dropout, name=f"{name}_dropout")(x) if dropout else x
+    """Convolution, dropout of whole channels, instance norm, leaky ReLU as in `unet`."""
+    return _convolution(x, width, kernel, stride, dropout, name)
 
 
 def encode(x: Any, stages: Stages) -> list[Any]:

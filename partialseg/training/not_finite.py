@@ -40,14 +40,14 @@ class Finding:
 
     def culprits(self) -> list[int]:
         """Places in the batch of the patches of which a term is not finite."""
-        return [
-            place for place, patch in enumerate(self.patches) if None in patch["terms"].values()
-        ]
+        return [place for place, patch in enumerate(self.patches) if None in patch["terms"].values()]
 
     def words(self) -> str:
         """What was found, as part of a sentence."""
         if self.weights:
-            return f"{self.weights[0]} was not finite before this step: the gradient of the step before was not"
+            return (
+                f"{self.weights[0]} was not finite before this step: the gradient of the step before was not"
+            )
         if not self.culprits():
             return "each patch of the batch alone has a finite loss when the step is repeated"
         patch = self.patches[self.culprits()[0]]
@@ -91,7 +91,9 @@ def look_at(
     return Finding(batch, patches, weights), image, candidates
 
 
-def write_finding(folder: Path, finding: Finding, image: np.ndarray, candidates: np.ndarray, where: str) -> Path:
+def write_finding(
+    folder: Path, finding: Finding, image: np.ndarray, candidates: np.ndarray, where: str
+) -> Path:
     """Write RUN/not_finite: report.json, and the batch in patches.npz (image, candidates).
 
     Args:
