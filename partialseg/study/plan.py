@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from partialseg.data.classes import PAPER_ORGANS
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
-from partialseg.training.config import (
-    LOSS_CONFIGS,
-    LossConfig,
-    StageConfig,
-    TrainingConfig,
-    stage_datasets,
-)
+from partialseg.training.config import StageConfig, TrainingConfig, stage_datasets
+from partialseg.training.loss_config import LOSS_CONFIGS, LossConfig
 
 #: The fully annotated dataset F, by its card.
 FULL = "btcv"
