@@ -18,7 +18,7 @@ from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
 from partialseg.training.loss_config import LossConfig, PartialSupervisionConfig
-from partialseg.training.network_config import NetworkConfig
+from partialseg.training.network_config import NetworkConfig, UNetConfig
 from partialseg.training.sections import Section, some_each_once
 
 
@@ -111,7 +111,7 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
     mix: Mix = "equal"
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = UNetConfig()
     losses: LossConfig = PartialSupervisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -241,6 +241,8 @@ def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = Non
 def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The place of an error without what pydantic adds and the file does not have: preset, and form of a prior."""
     if place[:1] == ("losses",):
+        place = place[:1] + place[2:]
+    if place[:1] == ("network",):
         place = place[:1] + place[2:]
     if place[:2] == ("losses", "prior"):
         place = place[:2] + place[3:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationInfo, field_validator
 
 from partialseg.data.augmentation.config import Window
 from partialseg.training.sections import Section
@@ -10,28 +12,39 @@ from partialseg.training.sections import Section
 Stride = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
-class NetworkConfig(Section):
-    """What `partialseg.models.unet` takes; see there."""
+class _UNetShape(Section):
+    """What the networks have in common: a U-Net's stages.
+
+    Attributes:
+        strides: Per stage the stride `(depth, height, width)` of its first convolution.
+        kernels: Per stage the size of its kernels; None: as `partialseg.models.topology.kernel_sizes` has them.
+        base_channels: Channels of the first stage, doubled at each further one.
+        max_channels: The most channels that a stage has.
+        dropout: Share of the channels that are set to 0 after each convolution while training, 0 to below 1.
+        window_hu: Window to which HU are clipped.
+    """
 
     strides: tuple[Stride, ...] = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
     kernels: tuple[Stride, ...] | None = None
     base_channels: PositiveInt = 32
     max_channels: PositiveInt = 320
-    convolutions_per_stage: PositiveInt = 2
     dropout: float = Field(0.0, ge=0, lt=1)
-    deep_supervision: bool = False
     window_hu: Window = (-200.0, 300.0)
 
     @field_validator("strides")
     @classmethod
-    def _two_stages_at_least(cls, strides: tuple) -> tuple:
+    def _first_stage_as_the_input_and_others(cls, strides: tuple) -> tuple:
         if len(strides) < 2:
             raise ValueError("at least two stages are needed")
+        if strides[0] != (1, 1, 1):
+            raise ValueError(
+                f"the first stage has the voxels of the input, expected [1, 1, 1], found {list(strides[0])}"
+            )
         return strides
 
     @field_validator("kernels")
     @classmethod
-    def _odd_kernels_for_each_stage(cls, kernels: tuple | None, info: ValidationInfo) -> tuple | None:
+    def _kernels_of_odd_size_for_each_stage(cls, kernels: tuple | None, info: ValidationInfo) -> tuple | None:
         strides = info.data.get("strides")
         if kernels is None or strides is None:
             return kernels
@@ -40,3 +53,56 @@ class NetworkConfig(Section):
         if not all(size % 2 for kernel in kernels for size in kernel):
             raise ValueError("sizes must be odd")
         return kernels
+
+
+class UNetConfig(_UNetShape):
+    """What `partialseg.models.unet` takes; see there."""
+
+    kind: Literal["unet"] = "unet"
+    convolutions_per_stage: PositiveInt = 2
+    deep_supervision: bool = False
+
+
+class PipoFanConfig(_UNetShape):
+    """What `partialseg.models.pipo_fan` takes; see there."""
+
+    kind: Literal["pipo_fan"] = "pipo_fan"
+    deep_supervision: bool = True
+
+
+class ConditionedConfig(_UNetShape):
+    """What `partialseg.models.conditioned_unet` takes (Dmitriev and Kaufman, 2019); see there."""
+
+    kind: Literal["conditioned"] = "conditioned"
+
+
+class DynamicHeadConfig(_UNetShape):
+    """What `partialseg.models.dynamic_head_unet` takes (DoDNet: Zhang et al., 2021); see there."""
+
+    kind: Literal["dynamic_head"] = "dynamic_head"
+    head_channels: PositiveInt = 8
+
+
+#: The networks that a config can choose by `kind`; `partialseg.models.NETWORKS` are the same.
+NETWORK_CONFIGS: dict[str, type[_UNetShape]] = {
+    section.model_fields["kind"].default: section
+    for section in (UNetConfig, PipoFanConfig, ConditionedConfig, DynamicHeadConfig)
+}
+
+
+def _kind_of(network: Any) -> str:
+    """Which network a `network` section chooses."""
+    if isinstance(network, dict):
+        return str(network.get("kind", "unet"))
+    return getattr(network, "kind", "unet")
+
+
+#: The `network` of a config: the section of the kind that it names, "unet" where it names none.
+NetworkConfig = Annotated[
+    Union[tuple(Annotated[section, Tag(kind)] for kind, section in NETWORK_CONFIGS.items())],  # noqa: UP007
+    Discriminator(
+        _kind_of,
+        custom_error_type="kind",
+        custom_error_message=f"kind must be one of {', '.join(NETWORK_CONFIGS)}",
+    ),
+]

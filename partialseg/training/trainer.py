@@ -21,7 +21,7 @@ from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 from partialseg.losses import preset
-from partialseg.models import supervision_strides, unet
+from partialseg.models import build_network, output_strides
 from partialseg.progress import console, progress_bar
 from partialseg.training.callbacks import (
     Bookkeeper,
@@ -110,7 +110,7 @@ def train(
 
 def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     """The network of a config, with fresh weights."""
-    return unet(num_classes, **config.network.model_dump())
+    return build_network(num_classes=num_classes, **config.network.model_dump())
 
 
 def _as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:
@@ -320,7 +320,7 @@ def _fit(
 ) -> None:
     """Fit the stage under way from where the books stand until so many of its epochs are done."""
     progress, stage = books.progress, config.stages[books.progress.stage]
-    stream, steps = _stream(config, prepared, progress)
+    stream, steps = _stream(model, config, prepared, progress)
     with data_problems(), progress_bar() as bar:
         done = progress.epoch * steps + progress.step
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
@@ -344,15 +344,17 @@ def _fit(
             ) from problem
 
 
-def _stream(config: TrainingConfig, prepared: Prepared, progress: Progress) -> tuple[tf.data.Dataset, int]:
+def _stream(
+    model: keras.Model, config: TrainingConfig, prepared: Prepared, progress: Progress
+) -> tuple[tf.data.Dataset, int]:
     """The batches of a stage as `fit` takes them, from where training stands, and how many make an epoch."""
     patch_config = stage_patches(config, progress.stage, prepared)
     steps = patch_config.batches_per_epoch
     stream = patches(
         prepared, patch_config, progress.epoch * steps + progress.step, service=config.data_service
     )
-    if config.network.deep_supervision:
-        strides = supervision_strides(config.network.strides)
+    if len(model.outputs) > 1:
+        strides = output_strides(model)
         stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
     return stream, steps
 

@@ -13,12 +13,14 @@ from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 from partialseg.losses import PRESETS
+from partialseg.models import NETWORKS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
 from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig
 from partialseg.training.history import Progress
-from partialseg.training.loss_config import LOSS_CONFIGS, PriorAwareConfig
+from partialseg.training.loss_config import LOSS_CONFIGS, MaskedSigmoidConfig, PriorAwareConfig
+from partialseg.training.network_config import NETWORK_CONFIGS
 from partialseg.training.stage_patches import stage_patches
 
 
@@ -135,6 +137,30 @@ def test_train_takes_the_preset_that_the_config_names(name, config, tiny_prepare
     assert run.config.losses.model_dump().items() >= losses.items()
     assert {row["term"] for row in rows(run.folder / "terms.csv")} == terms
     assert run.model_path.is_file()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NETWORK_CONFIGS if kind != "unet"])
+def test_a_network_of_another_kind_trains_and_comes_back(kind, config, tiny_prepared, tmp_path):
+    stages = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
+    network = NETWORK_CONFIGS[kind](strides=stages, base_channels=2)
+    stage = config.stages[1].model_copy(update={"epochs": 1, "patches_per_dataset": 1})
+    config = config.model_copy(
+        update={"network": network, "stages": (stage,), "losses": MaskedSigmoidConfig()}
+    )
+    run = train(config, tiny_prepared, tmp_path / "run")
+    assert read_run(run.folder).config.network == network
+    logits = run.load_model()(np.zeros((1, 5, 9, 7, 1), "float32"))
+    assert (logits[0] if isinstance(logits, list) else logits).shape == (1, 5, 9, 7, len(run.classes))
+
+
+def test_configs_have_the_networks_and_their_options_with_the_same_defaults():
+    assert list(NETWORK_CONFIGS) == list(NETWORKS)
+    for kind, section in NETWORK_CONFIGS.items():
+        parameters = inspect.signature(NETWORKS[kind]).parameters
+        options = {name: p.default for name, p in parameters.items() if name not in ("num_classes", "name")}
+        assert options == {
+            name: field.default for name, field in section.model_fields.items() if name != "kind"
+        }, kind
 
 
 def test_a_finished_run_is_returned_as_it_is(run, config, tiny_prepared):
@@ -261,7 +287,8 @@ def test_patches_of_a_stage_come_from_where_the_config_says(config, tiny_prepare
     monkeypatch.setattr(trainer, "patches", lambda *arguments, **options: asked.append((arguments, options)))
     config = config.model_copy(update={"data_service": "grpc://reader:5000"})
     prepared = read_prepared(tiny_prepared)
-    _, steps = trainer._stream(config, prepared, Progress(stage=1, epoch=3))
+    model = trainer.build_model(config, len(prepared.classes))
+    _, steps = trainer._stream(model, config, prepared, Progress(stage=1, epoch=3))
     drawn = stage_patches(config, 1, prepared)
     assert steps == drawn.batches_per_epoch
     assert asked == [((prepared, drawn, 3 * steps), {"service": "grpc://reader:5000"})]
