@@ -9,7 +9,7 @@ from __future__ import annotations
 from partialseg.lazy import lazy_names
 
 _WHERE = {
-    "predict_volume": "partialseg.inference.sliding_window",
+    "predict_volume": "partialseg.models.sliding_window",
     "predict_scan": "partialseg.inference.predict",
     "export": "partialseg.inference.saved_model",
 }

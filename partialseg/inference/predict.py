@@ -16,7 +16,7 @@ from partialseg.data.resample import resample_back, resample_image
 from partialseg.data.volumes import SUFFIXES, read_image, write_label_map
 from partialseg.errors import DataError
 from partialseg.files import write_json
-from partialseg.inference.sliding_window import predict_volume
+from partialseg.models.sliding_window import predict_volume
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
 

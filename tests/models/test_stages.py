@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from partialseg.inference.sliding_window import first_output
 from partialseg.losses import preset
 from partialseg.models.conditioned import conditioned_unet
 from partialseg.models.dynamic_head import dynamic_head_unet
 from partialseg.models.pipo_fan import pipo_fan
+from partialseg.models.sliding_window import first_output
 from partialseg.models.stages import plan_stages
 
 NETWORKS = (pipo_fan, conditioned_unet, dynamic_head_unet)

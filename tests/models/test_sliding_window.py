@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from partialseg.inference.sliding_window import predict_volume, window_starts, window_weights
+from partialseg.models.sliding_window import predict_volume, window_starts, window_weights
 
 RANDOM = np.random.default_rng(0)
 
