@@ -237,7 +237,11 @@ def train(
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")],
     start_from: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--from", metavar="RUN", help="Begin with the weights of this finished run."),
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the weights of this finished run; organs new to it begin as background.",
+        ),
     ] = None,
     cache: CacheFolder = None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from partialseg.models.conditioned import conditioned_unet
 from partialseg.models.dynamic_head import dynamic_head_unet
+from partialseg.models.heads import take_over
 from partialseg.models.layers import CropToInput, NormalizeHU, PadToMultiple
 from partialseg.models.networks import NETWORKS, build_network, output_strides
 from partialseg.models.pipo_fan import pipo_fan
@@ -19,5 +20,6 @@ __all__ = [
     "output_strides",
     "pipo_fan",
     "supervision_strides",
+    "take_over",
     "unet",
 ]

@@ -39,8 +39,8 @@ from partialseg.study.plan import (
 )
 from partialseg.study.scoring import is_scored, read_all_scores, score_network
 from partialseg.study.table import study_markdown, study_table
-from partialseg.training.callbacks import LossIsNotFiniteError
 from partialseg.training.config import TrainingConfig, read_config
+from partialseg.training.not_finite import LossIsNotFiniteError
 from partialseg.training.runs import Run, read_run
 from partialseg.training.trainer import train
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,17 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import Progress as ProgressBar
 
-from partialseg.errors import DataError
 from partialseg.progress import console
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
-from partialseg.training.state import TrainingState
+from partialseg.training.optimizers import averaged_weights
+from partialseg.training.state import TrainingState, bring_home
+from partialseg.training.validation import PATCHES, VOLUMES, Score, Validation, mean_dice
 
 #: Share of an epoch that the device may wait for data before its line says what to do.
 MUCH_WAIT = 0.1
-
-
-class LossIsNotFiniteError(DataError):
-    """Training diverged: in which run, what was seen and what to change."""
 
 
 def schedule_step(
@@ -105,9 +103,12 @@ class Books:
         folder: The run folder.
         progress: Where training stands; changed in place.
         state: All variables.
-        checkpoints: Where both are saved.
+        loss: Of the finest output.
+        checkpoints: Where progress and state are saved.
         stop: Whether a signal asks training to stop.
+        best: Where the weights with the best validation are kept.
         terms: Called with the model after each epoch.
+        validation: Of the held-out cases; None where none are.
         writer: TensorBoard's.
         saved_at: Clock of the last checkpoint.
     """
@@ -115,9 +116,12 @@ class Books:
     folder: Path
     progress: Progress
     state: TrainingState
+    loss: keras.losses.Loss
     checkpoints: Checkpoints
+    best: Checkpoints
     stop: StopRequest
     terms: TermsPerDataset
+    validation: Validation | None
     writer: tf.summary.SummaryWriter
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -125,6 +129,18 @@ class Books:
         """Write a checkpoint."""
         self.checkpoints.save(self.progress.steps, asdict(self.progress), self.state.read())
         self.saved_at = time.monotonic()
+
+    def keep_if_best(self, dice: float | None, weights: list[np.ndarray]) -> None:
+        """Keep weights if no validation before had so high a mean Dice.
+
+        They are written before the checkpoint that tells of them; until then the ones before are there too.
+        """
+        progress = self.progress
+        if dice is None or (progress.best_dice is not None and dice <= progress.best_dice):
+            return
+        progress.best_dice, progress.best_steps = dice, progress.steps
+        arrays = {f"{index:05d}": weight for index, weight in enumerate(weights)}
+        self.best.save(progress.steps, {"dice": dice}, arrays)
 
 
 class Bookkeeper(keras.callbacks.Callback):
@@ -181,22 +197,31 @@ class Bookkeeper(keras.callbacks.Callback):
             raise TrainingStopped(stop, place(self.stage, progress))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log, step the learning rate, save, print."""
+        """Log, validate, step the learning rate, save, print."""
         books, progress, logs = self.books, self.books.progress, logs or {}
         loss, wait = float(logs["loss"]), logs.get("data_wait")
-        rows = books.terms(self.model)
         progress.epoch, progress.step = epoch + 1, 0
+        bring_home(self.model)
+        with averaged_weights(self.model):
+            rows = books.terms(self.model)
+            scores = self._validate()
+        dice = {source: mean_dice([s for s in scores if s.source == source]) for source in (PATCHES, VOLUMES)}
         seconds, progress.seconds = progress.seconds, 0.0
         progress.log.append(
             [
                 *(self.stage.name, progress.epoch, progress.learning_rate),
                 *(round(loss, 6), round(seconds, 3), None if wait is None else round(wait, 4)),
+                *(dice[PATCHES], dice[VOLUMES]),
             ]
         )
         progress.terms += [
             [self.stage.name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
         ]
+        progress.validation += [
+            [self.stage.name, progress.epoch, *score[:-1], round(score.dice, 6)] for score in scores
+        ]
         self._write_tensorboard(loss, wait, rows)
+        self._write_dice(scores, dice)
         schedule = self.stage.schedule or self.config.schedule
         schedule_step(progress, loss, schedule, self.config.optimizer.learning_rate, self.stage.epochs)
         self.model.optimizer.learning_rate = progress.learning_rate
@@ -205,11 +230,47 @@ class Bookkeeper(keras.callbacks.Callback):
         # Neither colours nor marks: a stage may be called anything.
         config = self.config
         line = epoch_line(
-            self.stage, progress.epoch, loss, seconds, wait, config.workers, config.data_service is not None
+            *(self.stage, progress.epoch, loss, seconds, wait),
+            *(config.workers, config.data_service is not None, dice),
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         if books.stop.signal_number is not None:
             raise TrainingStopped(books.stop.signal_number, place(self.stage, progress))
+
+    def _validate(self) -> list[Score]:
+        """Dice on held-out cases with the weights as they are; the best weights are kept."""
+        books, progress = self.books, self.books.progress
+        if books.validation is None:
+            return []
+        every = self.config.validation.volumes_every
+        epochs = len(progress.log) + 1
+        is_last = epochs == sum(stage.epochs for stage in self.config.stages)
+        scores = books.validation.by_patches(self.model)
+        decisive = scores
+        if every is not None:
+            decisive = []
+            if epochs % every == 0 or is_last:
+                bar, task = self.bar
+                decisive = books.validation.by_volumes(
+                    self.model,
+                    lambda done, of: bar.update(
+                        task, description=f"{self.stage.name}: validating {done}/{of}"
+                    ),
+                )
+            scores = scores + decisive
+        books.keep_if_best(mean_dice(decisive), self.model.get_weights())
+        return scores
+
+    def _write_dice(self, scores: list[Score], means: dict[str, float | None]) -> None:
+        """Dice to TensorBoard: `dice_patches/btcv/liver`, and `dice_patches` the mean over organs."""
+        cells: dict[str, list[float]] = {f"dice_{s}": [m] for s, m in means.items() if m is not None}
+        for score in scores:
+            name = f"dice_{score.source}/{score.dataset}/{score.organ}"
+            cells.setdefault(name, []).append(score.dice)
+        with self.books.writer.as_default():
+            for name, values in cells.items():
+                tf.summary.scalar(name, float(np.mean(values)), len(self.books.progress.log))
+        self.books.writer.flush()
 
     def _write_tensorboard(self, loss: float, wait: float | None, rows: list[tuple[str, str, float]]) -> None:
         step, writer = len(self.books.progress.log), self.books.writer
@@ -256,6 +317,7 @@ def epoch_line(
     wait: float | None,
     workers: int,
     data_service: bool = False,
+    dice: Mapping[str, float | None] | None = None,
 ) -> str:
     """What is printed after an epoch; where the device waited much for data, with what to do about it.
 
@@ -268,13 +330,19 @@ def epoch_line(
             it is not measured.
         workers: Batches that are read at the same time.
         data_service: Whether other processes or hosts read them.
+        dice: Mean Dice of held-out patches and volumes, as far as they were predicted.
 
     Example:
         >>> stage = StageConfig(name="all", datasets="all", epochs=80, patches_per_dataset=500)
         >>> print(epoch_line(stage, 3, 1.2341, 12.34, 0.04, workers=2))
         all, epoch 3 of 80: loss 1.234, 12.3 s, waited for data 4%
+        >>> print(epoch_line(stage, 3, 1.2341, 12.34, None, workers=2, dice={"patches": 0.61, "volumes": None}))
+        all, epoch 3 of 80: loss 1.234, Dice 0.610 (patches), 12.3 s
     """
-    line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}, {seconds:.1f} s"
+    found = "".join(
+        f", Dice {mean:.3f} ({source})" for source, mean in (dice or {}).items() if mean is not None
+    )
+    line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}{found}, {seconds:.1f} s"
     if wait is not None:
         line += f", waited for data {wait:.0%}"
     if wait is not None and wait > MUCH_WAIT:

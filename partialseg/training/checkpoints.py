@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from partialseg.errors import DataError
 from partialseg.files import atomic_path
 
 #: The member of a checkpoint that says where training stood; the others are arrays.
@@ -65,15 +66,26 @@ class Checkpoints:
         """
         torn = []
         for path in self._by_age():
-            try:
-                with np.load(path) as content:
-                    arrays = {name: content[name] for name in content.files}
-                progress = json.loads(arrays.pop(_PROGRESS).tobytes())
-            except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError):
-                torn.append(path)
-                continue
-            return progress, arrays, torn
+            content = _read(path)
+            if content is not None:
+                return *content, torn
+            torn.append(path)
         return None, {}, torn
+
+    def of_step(self, step: int) -> dict[str, np.ndarray]:
+        """The arrays that were saved after so many steps.
+
+        Raises:
+            DataError: If that checkpoint is gone or torn.
+        """
+        content = _read(self._path(step))
+        if content is None:
+            raise DataError(
+                self._path(step),
+                "is missing or damaged, expected a checkpoint",
+                "copy it again, or train anew in another folder",
+            )
+        return content[1]
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step{step:09d}.npz"
@@ -81,3 +93,13 @@ class Checkpoints:
     def _by_age(self) -> list[Path]:
         """The newest first."""
         return sorted(self.folder.glob("step*.npz"), reverse=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Progress and arrays of a checkpoint; None if it is not whole."""
+    try:
+        with np.load(path) as content:
+            arrays = {name: content[name] for name in content.files}
+        return json.loads(arrays.pop(_PROGRESS).tobytes()), arrays
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError):
+        return None

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, Validat
 from pydantic_core import PydanticCustomError
 
 from partialseg.data.augmentation import AugmentationConfig, Chance
+from partialseg.data.folds import Fold
 from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
 from partialseg.data.mixing import Mix
 from partialseg.data.prepared import Prepared
@@ -29,13 +30,20 @@ class OptimizerConfig(Section):
         name: "adam", or "sgd" with Nesterov's momentum.
         learning_rate: With which every stage begins.
         momentum: Of "sgd".
+        weight_decay: Share of each weight, times the learning rate, that is taken off at each update, beside the
+            gradient (Loshchilov and Hutter, 2019); 0 for none. nnU-Net adds 3e-5 of the weight to the gradient
+            instead, which a momentum of 0.99 makes about 3e-3 of it.
         clip_norm: Largest Euclidean norm of all gradients together; larger ones are scaled down to it.
+        ema: Share of the running mean of the weights that stays at each update, such as 0.999; the mean is what
+            validation sees and what the run ends with. None: the weights themselves are.
     """
 
     name: Literal["adam", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     momentum: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
     clip_norm: PositiveFloat | None = None
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class ScheduleConfig(Section):
@@ -53,6 +61,22 @@ class ScheduleConfig(Section):
     patience: PositiveInt = 10
     min_delta: float = Field(1e-3, ge=0)
     power: PositiveFloat = 0.9
+
+
+class ValidationConfig(Fold):
+    """What is held out of training, and how the network is tried on it.
+
+    Attributes:
+        folds, fold: Which cases are held out: see `partialseg.data.folds.Fold`.
+        patches: Patches of each dataset that are predicted after each epoch.
+        volumes_every: After so many epochs whole held-out cases are predicted; None for never.
+        keep: Which weights the run ends with: "best", those with the highest mean Dice over organs (of whole
+            volumes, where they are predicted), or the "last".
+    """
+
+    patches: PositiveInt = 8
+    volumes_every: PositiveInt | None = 10
+    keep: Literal["best", "last"] = "best"
 
 
 class StageConfig(Section):
@@ -96,6 +120,11 @@ class TrainingConfig(Section):
             a transform, probability or range alone may be given. Its `window_hu` is the network's.
         stages: In order.
         monitor_patches: Patches of each dataset on which every loss term is logged after each epoch.
+        validation: Which cases are held out, and how the network is tried on them; None: none are.
+        precision: In which the network computes; weights, logits and losses are float32 always. float16 scales the
+            loss.
+        accumulate: An update is made of the gradients of so many parts of a batch, one after the other: less memory,
+            the same batch.
         deterministic: Whether the same run gives the same weights to the bit, at the price of slower operations.
         checkpoint_minutes: A checkpoint is written after each epoch, and within it when so much time has passed since
             the last one; 0: after each step.
@@ -121,6 +150,9 @@ class TrainingConfig(Section):
         StageConfig(name="all datasets", datasets="all", epochs=80, patches_per_dataset=500),
     )
     monitor_patches: PositiveInt = 2
+    validation: ValidationConfig | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: PositiveInt = 1
     deterministic: bool = False
     checkpoint_minutes: float = Field(10.0, ge=0)
     workers: PositiveInt = 2
@@ -167,6 +199,13 @@ class TrainingConfig(Section):
                 },
             )
         return augmentation.model_copy(update={"window_hu": window})
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides_the_batch(cls, parts: int, info: ValidationInfo) -> int:
+        if "batch_size" in info.data and info.data["batch_size"] % parts:
+            raise ValueError(f"batch_size {info.data['batch_size']} cannot be split into {parts} even parts")
+        return parts
 
     @field_validator("data_service")
     @classmethod

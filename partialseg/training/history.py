@@ -10,8 +10,12 @@ from typing import Any
 
 from partialseg.files import write_text
 
-#: `data_wait` came last: rows that were logged before it have none.
-LOG_COLUMNS = ("stage", "epoch", "learning_rate", "loss", "seconds", "data_wait")
+#: The last came one by one: rows that were logged before them have none.
+LOG_COLUMNS = (
+    *("stage", "epoch", "learning_rate", "loss", "seconds"),
+    *("data_wait", "dice_patches", "dice_volumes"),
+)
+VALIDATION_COLUMNS = ("stage", "epoch", "source", "dataset", "case", "organ", "dice")
 TERM_COLUMNS = ("stage", "epoch", "dataset", "term", "value")
 
 
@@ -28,7 +32,9 @@ class Progress:
         learning_rate: In use.
         best: Lowest loss of the stage so far, as the plateau rule counts it.
         wait: Epochs since it was reached, or since the learning rate dropped.
-        log, terms: The rows of log.csv and terms.csv.
+        best_dice: Highest mean Dice of a validation so far, by which the weights that stay are chosen.
+        best_steps: Steps of the whole training that were done when it was reached.
+        log, terms, validation: The rows of log.csv, terms.csv and validation.csv.
     """
 
     stage: int = 0
@@ -39,13 +45,18 @@ class Progress:
     learning_rate: float = 0.0
     best: float | None = None
     wait: int = 0
+    best_dice: float | None = None
+    best_steps: int = 0
     log: list[list[Any]] = field(default_factory=list)
     terms: list[list[Any]] = field(default_factory=list)
+    validation: list[list[Any]] = field(default_factory=list)
 
     def write_tables(self, folder: Path) -> None:
-        """Write log.csv and terms.csv."""
+        """Write log.csv and terms.csv, and validation.csv where there was one."""
         write_text(folder / "log.csv", _csv(LOG_COLUMNS, self.log))
         write_text(folder / "terms.csv", _csv(TERM_COLUMNS, self.terms))
+        if self.validation:
+            write_text(folder / "validation.csv", _csv(VALIDATION_COLUMNS, self.validation))
 
 
 def _csv(columns: tuple[str, ...], rows: list[list[Any]]) -> str:

@@ -1,19 +1,23 @@
-"""Why a loss is not a number: the step repeated from the last checkpoint, patch by patch and term by term."""
+"""Why a loss is not a number: the step comes again from the last checkpoint, and its patches are looked at."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import keras
 import numpy as np
+from keras import ops
 
 from partialseg.data.pipeline import BatchReader
+from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
+from partialseg.models.sliding_window import first_output
+from partialseg.training.batches import stage_batches, steps_of_epoch
+from partialseg.training.callbacks import Books
+from partialseg.training.config import TrainingConfig
+from partialseg.training.stage_patches import stage_patches
 
 #: Where in the run folder the report and the patches are.
 FOLDER = "not_finite"
@@ -24,100 +28,110 @@ class LossIsNotFiniteError(DataError):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was seen when the batch of a step was looked at, before its update.
+class Patch:
+    """One patch of the batch.
 
     Attributes:
-        batch: Index of the batch in the stage.
-        patches: For each patch of the batch its dataset, case, first voxel `(z, y, x)`, and the value of each term,
-            None where it is not finite.
-        weights: Names of the variables that were not finite before the step.
+        dataset, case: Of which it is.
+        start: Its first voxel `(z, y, x)`; negative where it reaches out of the volume.
+        terms: Value of each term of the loss; None where that is no finite number.
     """
 
-    batch: int
-    patches: list[dict[str, Any]]
-    weights: list[str]
-
-    def culprits(self) -> list[int]:
-        """Places in the batch of the patches of which a term is not finite."""
-        return [place for place, patch in enumerate(self.patches) if None in patch["terms"].values()]
-
-    def words(self) -> str:
-        """What was found, as part of a sentence."""
-        if self.weights:
-            return (
-                f"{self.weights[0]} was not finite before this step: the gradient of the step before was not"
-            )
-        if not self.culprits():
-            return "each patch of the batch alone has a finite loss when the step is repeated"
-        patch = self.patches[self.culprits()[0]]
-        terms = ", ".join(term for term, value in patch["terms"].items() if value is None)
-        start = ", ".join(map(str, patch["start"]))
-        return f"{terms} of the patch of {patch['dataset']}, {patch['case']} that begins at voxel (z, y, x) = ({start})"
+    dataset: str
+    case: str
+    start: tuple[int, ...]
+    terms: dict[str, float | None]
 
 
-def look_at(
-    model: keras.Model,
-    terms: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
-    reader: BatchReader,
-    batch: int,
-) -> tuple[Finding, np.ndarray, np.ndarray]:
-    """Every term of every patch of a batch, with the weights as they are.
+def explain(
+    problem: str, model: keras.Model, config: TrainingConfig, prepared: Prepared, books: Books
+) -> LossIsNotFiniteError:
+    """Find the patch and the term that made a loss no number, and write both to RUN/not_finite.
+
+    RUN/not_finite/report.json has every patch of the batch, RUN/not_finite/patches.npz its image and candidates.
+    The weights are those of the last checkpoint once this is done, trained up to the step before.
 
     Args:
-        model: Whose weights are looked at.
-        terms: From image float32 HU `(1, d, h, w, 1)` and candidates uint8 `(1, d, h, w, C)` to the terms' values.
-        reader: Reads the batches of the stage.
-        batch: Index of the batch.
+        problem: What was seen.
+        model: In training.
+        config: The experiment.
+        prepared: The prepared cases.
+        books: Of the training, before the step.
 
     Returns:
-        What was found, and the batch: image and candidates.
+        The error to raise.
     """
+    progress, stage = books.progress, config.stages[books.progress.stage]
+    done = progress.epoch * steps_of_epoch(config, progress.stage, prepared) + progress.step
+    _repeat_up_to(done, model, config, prepared, books)
+    broken = [v.path for v in model.variables if not np.isfinite(ops.convert_to_numpy(v)).all()]
+    # Weights that are no numbers are the work of the step before, whose loss was one.
+    step = done - 1 if broken and done else done
+    batch = step // config.accumulate
+    reader = BatchReader(prepared, stage_patches(config, progress.stage, prepared))
     image, candidates = reader.read(batch)
-    draws = reader.plan.batch(batch)
-    patches = []
-    for place, draw in enumerate(draws):
-        values = terms(image[place : place + 1], candidates[place : place + 1])
-        numbers = {name: float(np.sum(value)) for name, value in values.items()}
-        patches.append(
-            {
-                "dataset": draw.case.dataset,
-                "case": draw.case.name,
-                "start": list(draw.start),
-                "terms": {name: n if math.isfinite(n) else None for name, n in numbers.items()},
-            }
+    patches = [
+        Patch(
+            draw.case.dataset,
+            draw.case.name,
+            tuple(int(first) for first in draw.start),
+            _terms(model, books.loss, image[place : place + 1], candidates[place : place + 1]),
         )
-    weights = [v.path for v in model.variables if not np.isfinite(np.asarray(v.numpy(), np.float64)).all()]
-    return Finding(batch, patches, weights), image, candidates
-
-
-def write_finding(
-    folder: Path, finding: Finding, image: np.ndarray, candidates: np.ndarray, where: str
-) -> Path:
-    """Write RUN/not_finite: report.json, and the batch in patches.npz (image, candidates).
-
-    Args:
-        folder: The run folder.
-        finding: What was found.
-        image: float32 HU `(batch, d, h, w, 1)`.
-        candidates: uint8 `(batch, d, h, w, classes)`.
-        where: Stage, epoch and step, in words.
-
-    Returns:
-        The folder.
-    """
-    target = folder / FOLDER
-    with atomic_path(target) as temporary:
+        for place, draw in enumerate(reader.plan.batch(batch))
+    ]
+    where = f"stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step + 1}"
+    found = _in_words(patches, broken)
+    folder = books.folder / FOLDER
+    with atomic_path(folder) as temporary:
         temporary.mkdir()
         np.savez_compressed(temporary / "patches.npz", image=image, candidates=candidates)
-        write_json(
-            temporary / "report.json",
-            {
-                "where": where,
-                "found": finding.words(),
-                "batch": finding.batch,
-                "patches": finding.patches,
-                "weights_not_finite": finding.weights,
-            },
-        )
-    return target
+        report = {"where": where, "found": found, "weights_not_finite": broken}
+        write_json(temporary / "report.json", {**report, "patches": [asdict(patch) for patch in patches]})
+    return LossIsNotFiniteError(
+        books.folder,
+        f"{where}: {problem}; {found} ({FOLDER} has the patches)",
+        "lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder",
+    )
+
+
+def _repeat_up_to(
+    done: int, model: keras.Model, config: TrainingConfig, prepared: Prepared, books: Books
+) -> None:
+    """Bring the weights to where they were before the step: those after it are no use."""
+    progress = books.progress
+    saved, arrays, _ = books.checkpoints.newest()
+    if saved is None:
+        return
+    books.state.restore(arrays, books.checkpoints.folder)
+    model.optimizer.learning_rate = (
+        progress.learning_rate
+    )  # of a stage that has just begun, another than saved
+    repeats = progress.steps - saved["steps"]
+    if repeats:
+        stream = stage_batches(model, config, prepared, progress.stage, done - repeats)
+        model.fit(stream, steps_per_epoch=repeats, verbose=0, shuffle=False)
+
+
+def _terms(
+    model: keras.Model, loss: keras.losses.Loss, image: np.ndarray, candidates: np.ndarray
+) -> dict[str, float | None]:
+    """Every term of a patch; None where it is no finite number."""
+    logits = first_output(model(ops.convert_to_tensor(image), training=False))
+    values = loss.values(ops.convert_to_tensor(candidates), logits)
+    numbers = {name: float(np.sum(ops.convert_to_numpy(value))) for name, value in values.items()}
+    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def _in_words(patches: list[Patch], broken: list[str]) -> str:
+    """What was found, as part of a sentence."""
+    if broken:
+        cases = ", ".join(f"{patch.dataset} {patch.case}" for patch in patches)
+        return f"{broken[0]} was no number any more after the step before, whose patches are of {cases}"
+    for patch in patches:
+        if terms := [term for term, value in patch.terms.items() if value is None]:
+            start = ", ".join(map(str, patch.start))
+            return (
+                f"{', '.join(terms)} of the patch of {patch.dataset}, case {patch.case}, that begins at voxel "
+                f"(z, y, x) = ({start}) is no number"
+            )
+    return "each patch of the batch alone has a finite loss when the step is repeated"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from partialseg.data.folds import Fold
 from partialseg.data.prepared import Prepared
 from partialseg.data.sampling import PatchConfig
 from partialseg.training.config import TrainingConfig, stage_datasets
 
 #: Batches of different stages never share a seed: stage k draws with seed + k times this.
 STAGE_SEED = 1_000_003
+
+
+def held_out(config: TrainingConfig) -> Fold | None:
+    """Which training cases a config holds out for validation."""
+    validation = config.validation
+    return None if validation is None else Fold(folds=validation.folds, fold=validation.fold)
 
 
 def stage_patches(config: TrainingConfig, number: int, prepared: Prepared) -> PatchConfig:
@@ -33,4 +40,5 @@ def stage_patches(config: TrainingConfig, number: int, prepared: Prepared) -> Pa
         workers=config.workers,
         mix=stage.mix or config.mix,
         augmentation=config.augmentation,
+        fold=held_out(config),
     )

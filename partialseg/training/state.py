@@ -41,7 +41,7 @@ class TrainingState:
 
     def read(self) -> dict[str, np.ndarray]:
         """A copy of every variable, by name."""
-        _bring_home(self.model)
+        bring_home(self.model)
         return {name: np.array(variable.numpy()) for name, variable in self._variables.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], source: Path) -> None:
@@ -72,7 +72,7 @@ class TrainingState:
             variable.assign(value)
 
 
-def _bring_home(model: keras.Model) -> None:
+def bring_home(model: keras.Model) -> None:
     """On JAX, `fit` keeps variables to itself until it is asked for them."""
     if keras.backend.backend() == "jax":
         model.jax_state_sync()

@@ -13,20 +13,21 @@ import numpy as np
 import tensorflow as tf
 
 import partialseg
+from partialseg.data.folds import hold_out
 from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.patch_reading import mirror_note
 from partialseg.data.patch_service import find_workers
-from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches, patches
+from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
 from partialseg.losses import preset
-from partialseg.models import build_network, output_strides
+from partialseg.models import build_network, take_over
 from partialseg.progress import console, progress_bar
+from partialseg.training.batches import stage_batches, steps_of_epoch
 from partialseg.training.callbacks import (
     Bookkeeper,
     Books,
-    LossIsNotFiniteError,
     NotFinite,
     TermsPerDataset,
 )
@@ -35,9 +36,12 @@ from partialseg.training.config import TrainingConfig, read_config, stage_datase
 from partialseg.training.data_wait import DataWait
 from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest
+from partialseg.training.not_finite import explain
+from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
 from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
-from partialseg.training.stage_patches import stage_patches
-from partialseg.training.state import TrainingState
+from partialseg.training.stage_patches import held_out
+from partialseg.training.state import TrainingState, bring_home
+from partialseg.training.validation import Validation
 
 
 def train(
@@ -55,8 +59,9 @@ def train(
         out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
             holds a finished one, that is returned. `workers`, `data_service` and `checkpoint_minutes`, which change
             nothing in the weights, may be others than before.
-        start_from: A finished run whose weights the network begins with, instead of random ones. It must
-            have the same classes and the same network.
+        start_from: A finished run whose weights the network begins with, instead of random ones. It must have the
+            same network. An organ that it does not know begins as part of background; one that the prepared data do
+            not have is left out (see `partialseg.models.take_over`).
         devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
 
     Returns:
@@ -78,7 +83,7 @@ def train(
     prepared.check_files(prepared.select(split="train"))
     if config.data_service is not None:
         find_workers(config.data_service)
-    first_weights = None if start_from is None else _weights_of(start_from, config, prepared)
+    trained = None if start_from is None else _network_of(start_from, config, prepared)
     if config.losses.preset == "prior_aware":
         config = _with_prior(config, prepared, Path(out))
     run = _open_run(config, prepared, Path(out), start_from)
@@ -86,26 +91,49 @@ def train(
         return run
     if (note := mirror_note(prepared, config.augmentation)) is not None:
         console.print(f"note: {note}")
+    if config.validation is not None and (alone := _never_held_out(config, prepared)):
+        console.print(f"note: no case is held out of {', '.join(alone)}: one training case each")
     strategy = _strategy(config, devices)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    with strategy.scope():
+    with strategy.scope(), computing_in(config.precision):
         model = build_model(config, len(prepared.classes))
         # One for each output: a loss may have a state.
         loss_options = config.losses.model_dump(exclude={"preset"})
         losses = [preset(config.losses.preset, **loss_options, name="loss") for _ in model.outputs]
         _compile(model, config, losses)
-        if first_weights is not None:
-            model.set_weights(first_weights)
+        if trained is not None:
+            take_over(trained, start_from.classes, model, prepared.classes)
         books = _open_books(model, losses, config, prepared, run)
     with books.stop.listening():
         _train_stages(model, config, prepared, books)
     books.writer.close()
+    network = _trained(model, len(prepared.classes), config, books)
     with atomic_path(run.model_path) as temporary:
-        model.save(temporary)
-    shutil.rmtree(run.folder / "checkpoint", ignore_errors=True)
+        network.save(temporary)
+    for folder in (books.checkpoints.folder, books.best.folder):
+        shutil.rmtree(folder, ignore_errors=True)
     return run
+
+
+def _never_held_out(config: TrainingConfig, prepared: Prepared) -> list[str]:
+    """Datasets with a single training case, which stays in training."""
+    kept = hold_out(prepared, config.validation)
+    return [n for n in kept.datasets if kept.select(n, "train") and not kept.select(n, "validation")]
+
+
+def _trained(model: keras.Model, num_classes: int, config: TrainingConfig, books: Books) -> keras.Model:
+    """The network that a run ends with, in float32 and without the optimiser."""
+    network = build_model(config, num_classes)
+    if books.validation is not None and config.validation.keep == "best" and books.progress.best_steps:
+        arrays = books.best.of_step(books.progress.best_steps)
+        network.set_weights([arrays[name] for name in sorted(arrays)])
+        return network
+    bring_home(model)
+    with averaged_weights(model):
+        network.set_weights(model.get_weights())
+    return network
 
 
 def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
@@ -156,6 +184,7 @@ def _measured_prior(config: TrainingConfig, prepared: Prepared) -> dict[str, flo
         seed=config.seed,
         datasets=[name for name in prepared.datasets if name in drawn],
         mix=config.mix,
+        fold=held_out(config),
     )
     prior = organ_size_prior(prepared, patch_config)
     console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
@@ -197,7 +226,7 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
     return run
 
 
-def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.MirroredStrategy:
+def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.Strategy:
     strategy = tf.distribute.MirroredStrategy(list(devices) if devices else None)
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
@@ -206,23 +235,25 @@ def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distr
             f"batch_size {config.batch_size} cannot be shared evenly by {replicas} devices",
             f"set batch_size to a multiple of {replicas}, or let fewer be seen (CUDA_VISIBLE_DEVICES)",
         )
+    if config.accumulate > 1 and replicas > 1:
+        raise DataError(
+            config.name,
+            f"accumulate {config.accumulate} is for one device, and there are {replicas}: each of them has a part of "
+            "the batch already",
+            "set `accumulate: 1`, or let one device be seen (CUDA_VISIBLE_DEVICES)",
+        )
+    if config.accumulate > 1:
+        return tf.distribute.get_strategy()  # Keras cannot accumulate under any other, not even on one device
     return strategy
 
 
 def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.losses.Loss]) -> None:
     """Compile with one loss per output, the finest first."""
-    rate, clip = config.optimizer.learning_rate, config.optimizer.clip_norm
-    if config.optimizer.name == "adam":
-        optimizer = keras.optimizers.Adam(rate, global_clipnorm=clip)
-    else:
-        optimizer = keras.optimizers.SGD(
-            rate, momentum=config.optimizer.momentum, nesterov=True, global_clipnorm=clip
-        )
     num_outputs = len(model.outputs)
     # nnU-Net's weights: each coarser output counts half the finer one.
     weights = np.array([0.5**k for k in range(num_outputs)])
     model.compile(
-        optimizer=optimizer,
+        optimizer=make_optimizer(config.optimizer, config.accumulate),
         loss=losses[0] if num_outputs == 1 else losses,
         loss_weights=None if num_outputs == 1 else (weights / weights.sum()).tolist(),
         # XLA is several times slower than oneDNN at 3D convolutions on CPUs.
@@ -231,6 +262,7 @@ def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.loss
 
 
 def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    prepared = hold_out(prepared, config.validation)
     return {
         name: fixed_patches(prepared, name, "train", config.monitor_patches, config.patch_size, config.seed)
         for name in prepared.datasets
@@ -238,21 +270,32 @@ def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tu
     }
 
 
-def _weights_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> list[np.ndarray]:
-    """The weights of a finished run, once it is sure that they fit."""
-    for what in ("classes", "spacing_mm"):
-        if getattr(earlier, what) != getattr(prepared, what):
-            raise DataError(
-                earlier.folder,
-                f"its {what} {getattr(earlier, what)} are not those of the prepared data, "
-                f"{getattr(prepared, what)}",
-                "start from a run on data prepared alike, or from none",
-            )
+def _network_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> keras.Model:
+    """The network of a finished run, once it is sure that its weights fit; says which organs are new."""
+    if earlier.spacing_mm != prepared.spacing_mm:
+        raise DataError(
+            earlier.folder,
+            f"its spacing_mm {earlier.spacing_mm} is not that of the prepared data, {prepared.spacing_mm}",
+            "start from a run on data prepared alike, or from none",
+        )
     if earlier.config.network != config.network:
         raise DataError(
             earlier.folder, "has another network", "copy its `network` section into the new config"
         )
-    return earlier.load_model().get_weights()
+    new = [name for name in prepared.classes if name not in earlier.classes]
+    left_out = [name for name in earlier.classes if name not in prepared.classes]
+    if config.network.kind == "conditioned" and earlier.classes != prepared.classes:
+        raise DataError(
+            earlier.folder,
+            f"its classes {', '.join(earlier.classes)} are not those of the prepared data, "
+            f"{', '.join(prepared.classes)}, and a conditioned network tells organs by their place in the list",
+            "train it anew, or choose another network",
+        )
+    for what, names in (("new organs", new), ("left out", left_out)):
+        if names:
+            note = f"note: begins with the weights of {earlier.folder}; {what}: {', '.join(names)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return earlier.load_model()
 
 
 def _open_books(
@@ -275,9 +318,12 @@ def _open_books(
         folder=run.folder,
         progress=Progress(learning_rate=config.optimizer.learning_rate),
         state=TrainingState(model, losses),
+        loss=losses[0],
         checkpoints=Checkpoints(folder),
+        best=Checkpoints(run.folder / "best"),
         stop=StopRequest(),
         terms=TermsPerDataset(losses[0], _monitor_patches(config, prepared)),
+        validation=None if config.validation is None else Validation(config, prepared),
         writer=tf.summary.create_file_writer(str(run.folder / "tensorboard")),
     )
     saved, arrays, torn = books.checkpoints.newest()
@@ -320,9 +366,10 @@ def _fit(
 ) -> None:
     """Fit the stage under way from where the books stand until so many of its epochs are done."""
     progress, stage = books.progress, config.stages[books.progress.stage]
-    stream, steps = _stream(model, config, prepared, progress)
+    steps = steps_of_epoch(config, progress.stage, prepared)
+    done = progress.epoch * steps + progress.step
+    stream = stage_batches(model, config, prepared, progress.stage, done)
     with data_problems(), progress_bar() as bar:
-        done = progress.epoch * steps + progress.step
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
         bookkeeper = Bookkeeper(books, config, stage, steps, (bar, task))
         try:
@@ -337,28 +384,4 @@ def _fit(
                 callbacks=[DataWait(), bookkeeper],
             )
         except NotFinite as problem:
-            raise LossIsNotFiniteError(
-                books.folder,
-                f"stage {stage.name!r}, epoch {progress.epoch + 1}, step {progress.step + 1}: {problem}",
-                "lower `optimizer.learning_rate`, or set `optimizer.clip_norm: 12`, and start in a new run folder",
-            ) from problem
-
-
-def _stream(
-    model: keras.Model, config: TrainingConfig, prepared: Prepared, progress: Progress
-) -> tuple[tf.data.Dataset, int]:
-    """The batches of a stage as `fit` takes them, from where training stands, and how many make an epoch."""
-    patch_config = stage_patches(config, progress.stage, prepared)
-    steps = patch_config.batches_per_epoch
-    stream = patches(
-        prepared, patch_config, progress.epoch * steps + progress.step, service=config.data_service
-    )
-    if len(model.outputs) > 1:
-        strides = output_strides(model)
-        stream = stream.map(lambda image, target: (image, _coarser(target, strides)))
-    return stream, steps
-
-
-def _coarser(target: tf.Tensor, strides: list[tuple[int, ...]]) -> tuple[tf.Tensor, ...]:
-    """Candidates for the coarser outputs of deep supervision: every stride-th voxel."""
-    return tuple(target[:, ::d, ::h, ::w] for d, h, w in strides)
+            raise explain(str(problem), model, config, prepared, books) from problem

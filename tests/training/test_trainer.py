@@ -9,18 +9,22 @@ import yaml
 
 from partialseg.cli import main
 from partialseg.data.augmentation import AugmentationConfig
+from partialseg.data.cards import read_card
 from partialseg.data.organ_sizes import organ_size_prior
+from partialseg.data.prepare import prepare
 from partialseg.data.prepared import read_prepared
+from partialseg.data.sampling import PatchPlan
 from partialseg.errors import DataError
 from partialseg.losses import PRESETS
 from partialseg.models import NETWORKS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
-from partialseg.training.callbacks import LossIsNotFiniteError, schedule_step
+from partialseg.training.callbacks import schedule_step
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig
 from partialseg.training.history import Progress
 from partialseg.training.loss_config import LOSS_CONFIGS, MaskedSigmoidConfig, PriorAwareConfig
 from partialseg.training.network_config import NETWORK_CONFIGS
+from partialseg.training.not_finite import LossIsNotFiniteError
 from partialseg.training.stage_patches import stage_patches
 
 
@@ -282,18 +286,6 @@ def test_a_line_says_what_to_do_where_the_device_waited_much():
     )
 
 
-def test_patches_of_a_stage_come_from_where_the_config_says(config, tiny_prepared, monkeypatch):
-    asked = []
-    monkeypatch.setattr(trainer, "patches", lambda *arguments, **options: asked.append((arguments, options)))
-    config = config.model_copy(update={"data_service": "grpc://reader:5000"})
-    prepared = read_prepared(tiny_prepared)
-    model = trainer.build_model(config, len(prepared.classes))
-    _, steps = trainer._stream(model, config, prepared, Progress(stage=1, epoch=3))
-    drawn = stage_patches(config, 1, prepared)
-    assert steps == drawn.batches_per_epoch
-    assert asked == [((prepared, drawn, 3 * steps), {"service": "grpc://reader:5000"})]
-
-
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(DataError, match="another config"):
@@ -389,3 +381,117 @@ def test_polynomial_schedule_falls_to_nothing_at_the_end_of_a_stage():
         schedule_step(progress, 1.0, schedule, first=2.0, epochs=4)
         rates.append(progress.learning_rate)
     assert rates == pytest.approx([2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
+
+
+OPTIONS = {
+    "float16 and held out cases": {
+        "precision": "float16",
+        "validation": {"folds": 2, "patches": 2, "volumes_every": 2},
+    },
+    "all the rest": {
+        "optimizer": {"name": "sgd", "learning_rate": 1e-2, "ema": 0.9, "weight_decay": 1e-3},
+        "accumulate": 2,
+        "precision": "bfloat16",
+        "validation": {"folds": 2, "patches": 1, "volumes_every": None, "keep": "last"},
+    },
+}
+
+
+def with_options(config, **options):
+    """The config with other sections, as a file would have them."""
+    return type(config).model_validate({**shorter(config).model_dump(), **options})
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_a_run_with_any_option_goes_on_as_if_it_had_not_stopped(
+    options, config, tiny_prepared, tmp_path, monkeypatch
+):
+    config = with_options(config, deterministic=True, checkpoint_minutes=0, **options)
+    whole = train(config, tiny_prepared, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after_save(patch, 4)  # in the middle of the first epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tiny_prepared, tmp_path / "stopped")
+    again = train(config, tiny_prepared, tmp_path / "stopped")
+    for one, other in zip(weights(whole), weights(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert whole.load_model().dtype_policy.name == "float32"
+    assert sorted(path.name for path in whole.folder.iterdir()) == sorted(
+        path.name for path in again.folder.iterdir()
+    )
+
+
+def test_parts_of_batches_train_the_same_network_as_whole_ones(config, tiny_prepared, tmp_path):
+    sgd = {"name": "sgd", "learning_rate": 1e-2, "momentum": 0.9}
+    whole, parts = (
+        train(with_options(config, optimizer=sgd, accumulate=n), tiny_prepared, tmp_path / str(n))
+        for n in (1, 2)
+    )
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_held_out_cases_are_scored_each_epoch_and_the_best_weights_stay(
+    config, tiny_prepared, tmp_path, monkeypatch
+):
+    means = iter([0.2, 0.1])
+    monkeypatch.setattr(callbacks, "mean_dice", lambda scores: next(means, 0.0) if scores else None)
+    kept = []
+    keep = callbacks.Books.keep_if_best
+    monkeypatch.setattr(
+        callbacks.Books,
+        "keep_if_best",
+        lambda books, dice, weights: (keep(books, dice, weights), kept.append(weights))[0],
+    )
+    options = {"folds": 2, "patches": 1, "volumes_every": None}
+    run = train(with_options(config, validation=options), tiny_prepared, tmp_path / "run")
+    assert len(kept) == 2
+    for one, best in zip(weights(run), kept[0], strict=True):
+        np.testing.assert_array_equal(one, best)
+    assert any((best != last).any() for best, last in zip(*kept, strict=True))
+    found = rows(run.folder / "validation.csv")
+    assert {(r["epoch"], r["source"]) for r in found} == {("1", "patches")}
+    assert {r["stage"] for r in found} == {stage.name for stage in config.stages}
+    assert not (run.folder / "best").exists()
+
+
+def test_whole_volumes_are_scored_every_so_many_epochs_and_at_the_end(config, tiny_prepared, tmp_path):
+    prepared = read_prepared(tiny_prepared)
+    options = {"folds": 2, "patches": 1, "volumes_every": 3}
+    run = train(with_options(config, validation=options), prepared, tmp_path / "run")
+    volumes = [r for r in rows(run.folder / "validation.csv") if r["source"] == "volumes"]
+    assert {r["stage"] for r in volumes} == {config.stages[-1].name}
+    log = rows(run.folder / "log.csv")
+    assert [bool(r["dice_volumes"]) for r in log] == [False, True]
+    assert all(0 <= float(r["dice_patches"]) <= 1 for r in log)
+    trained_on = {draw.case.name for draw in _all_draws(run.config, prepared)}
+    assert not trained_on & {r["case"] for r in volumes}
+
+
+def _all_draws(config, prepared):
+    for stage in range(len(config.stages)):
+        patch_config = stage_patches(config, stage, prepared)
+        plan = PatchPlan(prepared, patch_config)
+        for batch in range(patch_config.batches_per_epoch * config.stages[stage].epochs):
+            yield from plan.batch(batch)
+
+
+def test_parts_and_several_devices_are_refused_together(config, tiny_prepared, tmp_path):
+    with pytest.raises(DataError, match="accumulate 2 is for one device, and there are 2"):
+        train(with_options(config, accumulate=2), tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
+
+
+def test_a_run_that_knows_fewer_organs_is_a_start_for_one_that_knows_more(
+    config, tiny_raw, tiny_prepared, tmp_path, capsys
+):
+    result = prepare(
+        [read_card("msd_liver")], tiny_raw, tmp_path / "liver", (6.0, 6.0, 6.0), organs=["liver"]
+    )
+    assert not result.problems
+    liver = train(shorter(config), tmp_path / "liver", tmp_path / "first")
+    still = with_options(config, optimizer={"learning_rate": 1e-12})
+    both = train(still, tiny_prepared, tmp_path / "second", start_from=liver)
+    assert "new organs: spleen" in capsys.readouterr().err
+    one, other = (run.load_model().get_layer("logits0").get_weights()[0] for run in (liver, both))
+    index = both.classes.index("liver")
+    np.testing.assert_allclose(other[..., [0, index]], one, atol=1e-6)

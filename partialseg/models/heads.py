@@ -1,0 +1,82 @@
+"""A trained network with other organs: what it has learned is kept, class by class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+#: The axis along which a weight has its classes, by the end of its path; those not named have none.
+CLASS_AXES = {
+    r"logits\d+/(kernel|bias)$": -1,
+    r"attention_conv0/kernel$": -2,  # PIPO-FAN's, of logits
+    r"controller/kernel$": 0,  # DoDNet's, of features and organs
+}
+#: Share of background's probability with which a new organ begins.
+NEW_ORGAN_SHARE = 0.01
+
+
+def take_over(
+    trained: keras.Model, trained_classes: Sequence[str], model: keras.Model, classes: Sequence[str]
+) -> None:
+    """Set the weights of a network to those of a trained one of the same kind that knows other classes.
+
+    Weights without an axis of classes are copied; the others class by class, by name. To the trained network a new
+    organ was background: its logit begins as background's less log 100, so that it has a hundredth of background's
+    probability at every voxel and no label changes. Where a network has no logit of background, or in weights that
+    are no logits', a new class begins as it is in `model`.
+
+    Args:
+        trained: The trained network.
+        trained_classes: Its classes, background first.
+        model: The network to set.
+        classes: Its classes, background first.
+
+    Raises:
+        ValueError: If the networks differ in more than their classes.
+
+    Example:
+        >>> from partialseg.models import unet
+        >>> two, three = (unet(n, strides=((1, 1, 1), (2, 2, 2)), base_channels=2) for n in (2, 3))
+        >>> take_over(two, ("background", "liver"), three, ("background", "spleen", "liver"))
+        >>> ops.convert_to_numpy(three.get_layer("logits0").bias).round().tolist()
+        [0.0, -5.0, 0.0]
+    """
+    if len(trained.weights) != len(model.weights):
+        raise ValueError(f"the networks have {len(trained.weights)} and {len(model.weights)} weights")
+    changed = []
+    for old, new in zip(trained.weights, model.weights, strict=True):
+        old_values, new_values = (ops.convert_to_numpy(weight) for weight in (old, new))
+        changed.append(_taken_over(new.path, old_values, tuple(trained_classes), new_values, tuple(classes)))
+    model.set_weights(changed)
+
+
+def _taken_over(
+    path: str, old: np.ndarray, old_classes: tuple[str, ...], new: np.ndarray, classes: tuple[str, ...]
+) -> np.ndarray:
+    """One weight: the old values where they fit, else those of `new`."""
+    if old_classes == classes and old.shape == new.shape:
+        return old
+    axis = next((axis for ending, axis in CLASS_AXES.items() if re.search(ending, path)), None)
+    expected = list(old.shape)
+    if axis is not None:
+        expected[axis] += len(classes) - len(old_classes)
+    if tuple(expected) != new.shape:
+        raise ValueError(f"{path} would have the shape {tuple(expected)}, expected {new.shape}")
+    if axis is None:
+        return old
+    # Before the classes an axis may have other entries, as DoDNet's controller has features before its organs.
+    others = old.shape[axis] - len(old_classes)
+    old, result = np.moveaxis(old, axis, 0), np.moveaxis(new, axis, 0).copy()
+    result[:others] = old[:others]
+    gives_logits = axis == -1
+    for index, name in enumerate(classes):
+        if name in old_classes:
+            result[others + index] = old[others + old_classes.index(name)]
+        elif gives_logits:
+            less = np.log(NEW_ORGAN_SHARE) if new.ndim == 1 else 0.0
+            result[others + index] = old[others] + less
+    return np.moveaxis(result, 0, axis)

@@ -1,0 +1,199 @@
+"""Dice on cases that are held out of training: of patches after each epoch, of whole volumes now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from partialseg.data.folds import hold_out
+from partialseg.data.pipeline import fixed_patches
+from partialseg.data.prepared import Case, Prepared
+from partialseg.errors import DataError
+from partialseg.models.sliding_window import predict_volume
+from partialseg.training.config import TrainingConfig
+
+#: Where a Dice comes from.
+PATCHES, VOLUMES = "patches", "volumes"
+
+
+class Score(NamedTuple):
+    """One Dice of one validation.
+
+    Attributes:
+        source: "patches", all those of a dataset together, or "volumes".
+        dataset: Name of the dataset.
+        case: The case; "" for patches.
+        organ: One that the dataset, or the case, annotates.
+        dice: 0 to 1.
+    """
+
+    source: str
+    dataset: str
+    case: str
+    organ: str
+    dice: float
+
+
+class Overlap:
+    """How often each class was predicted where each set of candidates is: all that Dice needs.
+
+    A voxel counts for an organ where its set says whether it is that organ: it is the only candidate, or none of them.
+    Ignored voxels, and those of "left or right kidney" for either kidney, count for neither truth nor prediction.
+
+    Args:
+        num_classes: Background included.
+
+    Example:
+        >>> overlap = Overlap(3)  # background, liver, spleen; the spleen is not annotated
+        >>> overlap.add(np.array([[1, 0, 1], [0, 1, 0], [0, 1, 0]]), np.array([2, 1, 0]))
+        >>> round(overlap.dice(1), 3), np.isnan(overlap.dice(2))
+        (0.667, True)
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._counts: dict[bytes, np.ndarray] = {}
+
+    def add(self, sets: np.ndarray, predicted: np.ndarray) -> None:
+        """Count voxels.
+
+        Args:
+            sets: uint8 of 0 and 1, `(..., classes)`: the candidates of voxels.
+            predicted: Whole numbers `(...)`: their predicted classes.
+        """
+        packed = np.packbits(np.reshape(sets, (-1, self.num_classes)).astype(bool), axis=1)
+        kinds, kind = np.unique(packed, axis=0, return_inverse=True)
+        self._add(np.unpackbits(kinds, axis=1, count=self.num_classes), kind, predicted)
+
+    def add_labels(self, label: np.ndarray, table: np.ndarray, predicted: np.ndarray) -> None:
+        """Count the voxels of a label map.
+
+        Args:
+            label: Values of the table, `(...)`.
+            table: uint8 `(values, classes)`: the sets that they stand for.
+            predicted: Whole numbers `(...)`: predicted classes.
+        """
+        self._add(table, label, predicted)
+
+    def _add(self, kinds: np.ndarray, kind: np.ndarray, predicted: np.ndarray) -> None:
+        joint = np.ravel(kind).astype(np.int64) * self.num_classes + np.ravel(predicted)
+        counts = np.bincount(joint, minlength=len(kinds) * self.num_classes).reshape(-1, self.num_classes)
+        for row, found in zip(kinds, counts, strict=True):
+            key = row.astype(np.uint8).tobytes()
+            self._counts[key] = self._counts.get(key, 0) + found
+
+    def dice(self, organ: int) -> float:
+        """Dice of a class over the voxels that count for it; NaN where neither truth nor prediction has it."""
+        both = truth = predicted = 0
+        for key, counts in self._counts.items():
+            candidates = np.frombuffer(key, np.uint8)
+            if not candidates[organ]:
+                predicted += counts[organ]
+            elif candidates.sum() == 1:
+                both, truth, predicted = both + counts[organ], truth + counts.sum(), predicted + counts[organ]
+        return float(2 * both / (truth + predicted)) if truth + predicted else float("nan")
+
+
+class Validation:
+    """Tries a network on the held-out cases of every dataset.
+
+    Args:
+        config: The experiment; its `validation` says what is held out.
+        prepared: The prepared cases, none of them held out yet.
+
+    Raises:
+        DataError: If no case can be held out.
+    """
+
+    def __init__(self, config: TrainingConfig, prepared: Prepared) -> None:
+        self.config = config
+        self.prepared = hold_out(prepared, config.validation)
+        if not self.datasets:
+            raise DataError(
+                prepared.folder,
+                "no dataset has two training cases, and validation needs one that can be held out",
+                "prepare more cases, or set `validation: null`",
+            )
+        self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name in self.datasets:
+            number = config.validation.patches
+            patch = fixed_patches(self.prepared, name, "validation", number, config.patch_size, config.seed)
+            self._patches[name] = patch
+
+    @property
+    def datasets(self) -> list[str]:
+        """Those of which cases are held out."""
+        return [name for name in self.prepared.datasets if self.prepared.select(name, "validation")]
+
+    def by_patches(self, model: keras.Model) -> list[Score]:
+        """Dice of each dataset's organs, over fixed patches of its held-out cases taken together."""
+        scores = []
+        for name, (images, sets) in self._patches.items():
+            overlap = Overlap(len(self.prepared.classes))
+            for image, candidates in zip(images, sets, strict=True):
+                overlap.add(candidates, self._predict(model, image[..., 0]))
+            organs = self.prepared.datasets[name].annotated
+            scores += self._scores(PATCHES, name, "", organs, overlap)
+        return scores
+
+    def by_volumes(
+        self, model: keras.Model, progress: Callable[[int, int], None] | None = None
+    ) -> list[Score]:
+        """Dice of the annotated organs of each held-out case, predicted whole.
+
+        Args:
+            model: The network.
+            progress: Called with the number of cases done and in all.
+        """
+        scores, cases = [], self.prepared.select(split="validation")
+        for done, case in enumerate(cases, start=1):
+            scores += self._of_volume(model, case)
+            if progress is not None:
+                progress(done, len(cases))
+        return scores
+
+    def _of_volume(self, model: keras.Model, case: Case) -> list[Score]:
+        image, label = (
+            np.asarray(array[:]) for array in (self.prepared.image(case), self.prepared.label(case))
+        )
+        overlap = Overlap(len(self.prepared.classes))
+        predicted = self._predict(model, image.astype(np.float32))
+        overlap.add_labels(label, self.prepared.table(case), predicted)
+        organs = case.annotated or self.prepared.datasets[case.dataset].annotated
+        return self._scores(VOLUMES, case.dataset, case.name, organs, overlap)
+
+    def _predict(self, model: keras.Model, volume: np.ndarray) -> np.ndarray:
+        return np.argmax(predict_volume(model, volume, self.config.patch_size), axis=-1)
+
+    def _scores(
+        self, source: str, dataset: str, case: str, organs: Iterable[str], overlap: Overlap
+    ) -> list[Score]:
+        """A score for each organ that is there, in truth or in prediction."""
+        dice = {organ: overlap.dice(self.prepared.classes.index(organ)) for organ in organs}
+        return [
+            Score(source, dataset, case, organ, value) for organ, value in dice.items() if not np.isnan(value)
+        ]
+
+
+def mean_dice(scores: Sequence[Score]) -> float | None:
+    """Mean over organs of the mean over the datasets of the mean over their cases; None where there is no score.
+
+    So an organ weighs the same whether one dataset annotates it or five do.
+
+    Example:
+        >>> mean_dice([
+        ...     Score(PATCHES, "btcv", "", "liver", 0.9), Score(PATCHES, "lits", "", "liver", 0.7),
+        ...     Score(PATCHES, "btcv", "", "spleen", 0.5),
+        ... ])
+        0.65
+    """
+    cells: dict[str, dict[str, list[float]]] = {}
+    for score in scores:
+        cells.setdefault(score.organ, {}).setdefault(score.dataset, []).append(score.dice)
+    if not cells:
+        return None
+    organs = [np.mean([np.mean(dice) for dice in datasets.values()]) for datasets in cells.values()]
+    return round(float(np.mean(organs)), 6)

@@ -1,0 +1,109 @@
+"""Validation: Dice by hand, held-out cases, what counts and what does not."""
+
+import numpy as np
+import pytest
+
+from partialseg.data.labels import candidate_table, candidates
+from partialseg.data.prepared import read_prepared
+from partialseg.errors import DataError
+from partialseg.evaluation.metrics import score
+from partialseg.training import read_config
+from partialseg.training.config import ValidationConfig
+from partialseg.training.validation import PATCHES, VOLUMES, Overlap, Score, Validation, mean_dice
+
+CLASSES = ("background", "liver", "left_kidney", "right_kidney")
+RANDOM = np.random.default_rng(0)
+
+
+def validating(**options):
+    config = read_config("tiny")
+    return config.model_copy(update={"validation": ValidationConfig(folds=2, patches=2, **options)})
+
+
+def oracle(prepared):
+    """A callable in place of a network: it knows the label of every voxel by the HU that the test gave it."""
+    return lambda hu: np.eye(len(prepared.classes), dtype=np.float32)[hu[..., 0].astype(int)] * 100
+
+
+def test_dice_of_a_full_annotation_is_the_one_of_the_evaluation():
+    truth, predicted = RANDOM.integers(0, 4, (2, 8, 8, 8))
+    overlap = Overlap(4)
+    overlap.add(candidates(truth, candidate_table(CLASSES, CLASSES[1:])), predicted)
+    expected = score(predicted, truth, (1, 1, 1), {name: CLASSES.index(name) for name in CLASSES[1:]})
+    for organ in CLASSES[1:]:
+        assert overlap.dice(CLASSES.index(organ)) == pytest.approx(expected[organ]["dice"])
+
+
+def test_ignored_voxels_and_those_of_either_kidney_count_for_no_kidney():
+    table = candidate_table(CLASSES, CLASSES[1:], [frozenset(CLASSES[2:])])
+    ignored, either = 4, 5
+    label = np.array([2, 2, 0, ignored, either, either])
+    overlap = Overlap(4)
+    overlap.add(candidates(label, table), np.array([2, 0, 2, 2, 2, 1]))
+    assert overlap.dice(2) == pytest.approx(2 * 1 / (2 + 2))  # voxels 0 to 2
+    assert overlap.dice(1) == 0  # voxel 5 is a kidney, so it is no liver
+
+
+def test_label_maps_and_candidates_give_the_same_counts():
+    table = candidate_table(CLASSES, ["liver"])
+    label, predicted = RANDOM.integers(0, 2, (4, 5, 6)), RANDOM.integers(0, 4, (4, 5, 6))
+    of_sets, of_labels = Overlap(4), Overlap(4)
+    of_sets.add(candidates(label, table), predicted)
+    of_labels.add_labels(label, table, predicted)
+    assert of_labels.dice(1) == of_sets.dice(1)
+
+
+def test_an_organ_that_is_neither_there_nor_predicted_has_no_dice():
+    overlap = Overlap(4)
+    overlap.add(candidates(np.zeros(5, int), candidate_table(CLASSES, CLASSES[1:])), np.zeros(5, int))
+    assert np.isnan(overlap.dice(1))
+
+
+def test_mean_weighs_organs_alike_however_many_cases_and_datasets_have_them():
+    scores = [Score(VOLUMES, "a", str(case), "liver", 1.0) for case in range(9)]
+    scores += [Score(VOLUMES, "b", "x", "liver", 0.0), Score(VOLUMES, "b", "x", "spleen", 0.25)]
+    assert mean_dice(scores) == pytest.approx((0.5 + 0.25) / 2)
+    assert mean_dice([]) is None
+
+
+def test_an_exact_network_has_dice_1_on_the_held_out_cases_of_every_dataset(tiny_prepared, monkeypatch):
+    prepared = read_prepared(tiny_prepared)
+    validation = Validation(validating(), prepared)
+    monkeypatch.setattr(
+        type(prepared),
+        "image",
+        lambda self, case: _shown(self, case),
+    )
+    scores = validation.by_volumes(oracle(prepared))
+    assert {s.dataset for s in scores} == {
+        name for name in prepared.datasets if len(prepared.select(name, "train")) > 1
+    }
+    assert {s.dice for s in scores} == {1.0}
+    held_out = {(s.dataset, s.case) for s in scores}
+    assert held_out == {(c.dataset, c.name) for c in validation.prepared.select(split="validation")}
+    for s in scores:
+        assert s.organ in prepared.datasets[s.dataset].annotated
+
+
+def _shown(prepared, case):
+    """An image whose HU are a class that each voxel may be."""
+    return prepared.table(case).argmax(axis=1).astype(np.int16)[prepared.label(case)]
+
+
+def test_patches_are_the_same_at_every_call_and_scored_together(tiny_prepared):
+    prepared = read_prepared(tiny_prepared)
+    first, again = (Validation(validating(), prepared) for _ in range(2))
+    nothing = lambda hu: np.eye(len(prepared.classes), dtype=np.float32)[np.zeros(hu.shape[:-1], int)]  # noqa: E731
+    scores = first.by_patches(nothing)
+    assert scores == again.by_patches(nothing)
+    assert {s.source for s in scores} == {PATCHES}
+    assert {s.dice for s in scores} == {0.0}
+
+
+def test_data_of_which_nothing_can_be_held_out_are_refused(tiny_prepared):
+    from dataclasses import replace
+
+    prepared = read_prepared(tiny_prepared)
+    first = [prepared.select(name, "train")[0] for name in prepared.datasets]
+    with pytest.raises(DataError, match="no dataset has two training cases"):
+        Validation(validating(), replace(prepared, cases=tuple(first)))
