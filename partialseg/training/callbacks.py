@@ -12,9 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from rich.progress import Progress as ProgressBar
 
+from partialseg.models.sliding_window import first_output
 from partialseg.progress import console
+from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.history import Progress
@@ -79,7 +82,7 @@ class TermsPerDataset:
         rows = []
         for dataset, (images, candidates) in self.patches.items():
             of_patches = [
-                self._values(model, image[None], target[None])
+                self._evaluate(model, image[None], target[None])
                 for image, target in zip(images, candidates, strict=True)
             ]
             rows += [
@@ -87,6 +90,15 @@ class TermsPerDataset:
                 for term in of_patches[0]
             ]
         return rows
+
+    def _evaluate(
+        self, model: keras.Model, image: np.ndarray, candidates: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        if on_tensorflow():
+            return self._values(model, image, candidates)
+        logits = first_output(model.predict_on_batch(image))
+        values = self.loss.values(ops.convert_to_tensor(candidates), ops.convert_to_tensor(logits))
+        return {term: ops.convert_to_numpy(value) for term, value in values.items()}
 
     @tf.function(autograph=False)
     def _values(self, model: keras.Model, image: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -68,6 +68,8 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     variables = model.trainable_variables
     own = [np.array(variable.numpy()) for variable in variables]
     keras.optimizers.Optimizer.finalize_variable_values(optimizer, variables)
+    for variable in variables:  # JAX may throw away the array of a weight, which must not be that of the mean
+        variable.assign(np.array(variable.numpy()))
     try:
         yield
     finally:

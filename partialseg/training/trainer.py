@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ from partialseg.files import atomic_path
 from partialseg.losses import preset
 from partialseg.models import build_network, take_over
 from partialseg.progress import console, progress_bar
+from partialseg.training.backends import (
+    backend_versions,
+    compute_deterministically,
+    jit_compile,
+    leave_gpus_to_the_backend,
+    on_tensorflow,
+)
 from partialseg.training.batches import stage_batches, steps_of_epoch
 from partialseg.training.callbacks import (
     Bookkeeper,
@@ -73,6 +81,7 @@ def train(
         LossIsNotFiniteError: If training diverged.
         TrainingStopped: After Ctrl-C or a signal that ends jobs, once a checkpoint is saved.
     """
+    leave_gpus_to_the_backend()
     config = config if isinstance(config, TrainingConfig) else read_config(config)
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
@@ -95,9 +104,9 @@ def train(
         console.print(f"note: no case is held out of {', '.join(alone)}: one training case each")
     strategy = _strategy(config, devices)
     if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        compute_deterministically()
     keras.utils.set_random_seed(config.seed)
-    with strategy.scope(), computing_in(config.precision):
+    with strategy.scope() if strategy else contextlib.nullcontext(), computing_in(config.precision):
         model = build_model(config, len(prepared.classes))
         # One for each output: a loss may have a state.
         loss_options = config.losses.model_dump(exclude={"preset"})
@@ -219,14 +228,23 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
     versions = {
         "partialseg": partialseg.__version__,
         "keras": keras.__version__,
-        "tensorflow": tf.__version__,
         "numpy": np.__version__,
+        **backend_versions(),
     }
     write_run(run, versions)
     return run
 
 
-def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.Strategy:
+def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.Strategy | None:
+    """How the devices share a batch; None on a backend that has one device."""
+    if not on_tensorflow():
+        if devices:
+            raise DataError(
+                f"the {keras.backend.backend()} backend",
+                f"found devices {', '.join(devices)}, expected none: it trains on one, the first GPU or the CPU",
+                "name none, or set KERAS_BACKEND=tensorflow",
+            )
+        return None
     strategy = tf.distribute.MirroredStrategy(list(devices) if devices else None)
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
@@ -256,8 +274,7 @@ def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.loss
         optimizer=make_optimizer(config.optimizer, config.accumulate),
         loss=losses[0] if num_outputs == 1 else losses,
         loss_weights=None if num_outputs == 1 else (weights / weights.sum()).tolist(),
-        # XLA is several times slower than oneDNN at 3D convolutions on CPUs.
-        jit_compile=False if not tf.config.list_physical_devices("GPU") else "auto",
+        jit_compile=jit_compile(),
     )
 
 
@@ -380,8 +397,8 @@ def _fit(
                 steps_per_epoch=steps - progress.step,
                 verbose=0,
                 shuffle=False,
-                # The first measures what the second logs.
-                callbacks=[DataWait(), bookkeeper],
+                # The first measures what the second logs, where Keras shows it when a batch is fetched.
+                callbacks=[DataWait(), bookkeeper] if on_tensorflow() else [bookkeeper],
             )
         except NotFinite as problem:
             raise explain(str(problem), model, config, prepared, books) from problem

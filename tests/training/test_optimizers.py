@@ -1,5 +1,7 @@
 """Optimisers: the mean of the weights by hand, parts of a batch, precisions."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from partialseg.models import NETWORKS, build_network
 from partialseg.training.config import OptimizerConfig
 from partialseg.training.network_config import NETWORK_CONFIGS
 from partialseg.training.optimizers import POLICIES, averaged_weights, computing_in, make_optimizer
+from partialseg.training.state import TrainingState
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(6, 3)).astype("float32"), RANDOM.normal(size=(6, 1)).astype("float32")
@@ -16,9 +19,8 @@ X, Y = RANDOM.normal(size=(6, 3)).astype("float32"), RANDOM.normal(size=(6, 1)).
 
 def line(config, parts=1):
     """A model of one weight vector, compiled as training does."""
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")]
-    )
+    weights = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="line")
+    model = keras.Sequential([keras.Input((3,)), weights], name="model")
     model.compile(make_optimizer(config, parts), "mse", jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     return model
@@ -128,3 +130,15 @@ def test_float16_scales_the_loss_and_skips_a_step_whose_gradient_is_not_finite()
     fit(model, epochs=12)  # the first of them find the scale
     assert (kernel(model) != 1).all()
     assert np.isfinite(kernel(model)).all()
+
+
+def test_a_checkpoint_has_the_scale_of_the_loss_and_the_mean_of_the_weights():
+    with computing_in("float16"):
+        model, other = (line(OptimizerConfig(learning_rate=0.1, ema=0.9)) for _ in range(2))
+    fit(model, epochs=12)
+    TrainingState(other, []).restore(TrainingState(model, []).read(), Path("checkpoint"))
+    for mine, theirs in zip(other.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    with averaged_weights(model), averaged_weights(other):
+        np.testing.assert_array_equal(kernel(other), kernel(model))
+    assert float(other.optimizer.dynamic_scale.numpy()) < 2**15

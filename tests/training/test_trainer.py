@@ -384,10 +384,7 @@ def test_polynomial_schedule_falls_to_nothing_at_the_end_of_a_stage():
 
 
 OPTIONS = {
-    "float16 and held out cases": {
-        "precision": "float16",
-        "validation": {"folds": 2, "patches": 2, "volumes_every": 2},
-    },
+    "held out cases": {"validation": {"folds": 2, "patches": 2, "volumes_every": 2}},
     "all the rest": {
         "optimizer": {"name": "sgd", "learning_rate": 1e-2, "ema": 0.9, "weight_decay": 1e-3},
         "accumulate": 2,
