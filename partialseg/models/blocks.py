@@ -79,7 +79,8 @@ def residual_block(
     """
     around = x
     if any(step != 1 for step in stride):
-        around = layers.AveragePooling3D(stride, name=f"{name}_skip_pool")(around)
+        # TensorFlow has no average of half floats on CPUs.
+        around = layers.AveragePooling3D(stride, dtype="float32", name=f"{name}_skip_pool")(around)
     if around.shape[-1] != width:
         around = _convolved(around, width, (1, 1, 1), f"{name}_skip", (1, 1, 1), bias=False)
         around = norm(around, f"{name}_skip")
