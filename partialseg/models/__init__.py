@@ -5,8 +5,9 @@ from partialseg.models.dynamic_head import dynamic_head_unet
 from partialseg.models.heads import take_over
 from partialseg.models.layers import CropToInput, NormalizeHU, PadToMultiple
 from partialseg.models.networks import NETWORKS, build_network, output_strides
+from partialseg.models.nnunet import unet
 from partialseg.models.pipo_fan import pipo_fan
-from partialseg.models.plain_unet import PAPER_STRIDES, supervision_strides, unet
+from partialseg.models.stages import PAPER_STRIDES, supervision_strides
 
 __all__ = [
     "NETWORKS",

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from partialseg.models.plain_unet import PAPER_STRIDES
+from partialseg.models.blocks import convolution
 from partialseg.models.stages import (
+    PAPER_STRIDES,
     PrependBackground,
-    convolution,
     cropped,
     encode,
     network_input,

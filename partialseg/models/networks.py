@@ -12,8 +12,8 @@ import keras
 from partialseg.models.conditioned import conditioned_unet
 from partialseg.models.dynamic_head import dynamic_head_unet
 from partialseg.models.layers import CropToInput
+from partialseg.models.nnunet import unet
 from partialseg.models.pipo_fan import pipo_fan
-from partialseg.models.plain_unet import unet
 
 #: By `kind`: what builds the network.
 NETWORKS: Mapping[str, Callable[..., keras.Model]] = MappingProxyType(

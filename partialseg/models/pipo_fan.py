@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from partialseg.models.plain_unet import PAPER_STRIDES
-from partialseg.models.stages import Stages, convolution, cropped, network_input, plan_stages, upsampled
+from partialseg.models.blocks import convolution
+from partialseg.models.stages import PAPER_STRIDES, Stages, cropped, network_input, plan_stages, upsampled
 
 
 def pipo_fan(

@@ -1,4 +1,4 @@
-"""The stages of the U-shaped networks of other papers: their sizes, their convolutions, their encoder."""
+"""The stages of U-shaped networks: their sizes, what comes before and after them, a plain encoder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,54 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
-from keras import layers, ops
+from keras import ops
 
+from partialseg.models.blocks import Triple, convolution, upsampling
 from partialseg.models.layers import CropToInput, NormalizeHU, PadToMultiple
-from partialseg.models.plain_unet import _convolution, _total, kernel_sizes
 
-Triple = tuple[int, ...]
+#: nnU-Net's topology for 48 x 190 x 190 patches of 3 x 1.5 x 1.5 mm: six stages, depth halved three times.
+PAPER_STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+
+
+def kernel_sizes(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Kernels of 3, but of 1 along an axis that the next stage does not stride while others do.
+
+    As nnU-Net's planner has it: while voxels are longer along one axis than along the others, that axis is
+    neither strided nor convolved. The last stages, with nothing left to stride, convolve all axes.
+
+    Example:
+        >>> kernel_sizes(((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+        [(1, 3, 3), (3, 3, 3), (3, 3, 3)]
+    """
+    kernels, convolved = [], [False, False, False]
+    for stage in range(len(strides)):
+        following = strides[stage + 1] if stage + 1 < len(strides) else (2, 2, 2)
+        convolved = [done or step > 1 for done, step in zip(convolved, following, strict=True)]
+        kernels.append(tuple(3 if axis else 1 for axis in convolved))
+    return kernels
+
+
+def supervision_strides(strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """How much coarser than the input each output of a network with deep supervision is.
+
+    Example:
+        >>> supervision_strides(((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+        [(1, 1, 1), (1, 2, 2)]
+    """
+    return [total_stride(strides[: stage + 1]) for stage in range(len(strides) - 1)]
+
+
+def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
+    """How much coarser than the input what has passed all these strides is.
+
+    Example:
+        >>> total_stride(((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+        (2, 4, 4)
+    """
+    total = [1, 1, 1]
+    for stride in strides:
+        total = [t * s for t, s in zip(total, stride, strict=True)]
+    return tuple(total)
 
 
 class Stages(NamedTuple):
@@ -22,16 +64,18 @@ class Stages(NamedTuple):
         kernels: Size of the kernels.
         channels: Channels.
         dropout: Share of the channels that are set to 0 after each convolution while training.
+        bias: Whether convolutions have a bias.
     """
 
     strides: tuple[Triple, ...]
     kernels: tuple[Triple, ...]
     channels: tuple[int, ...]
     dropout: float
+    bias: bool = True
 
     def coarser(self, stage: int) -> Triple:
         """How much coarser than the input a stage is."""
-        return _total(self.strides[: stage + 1])
+        return total_stride(self.strides[: stage + 1])
 
 
 def plan_stages(
@@ -40,6 +84,7 @@ def plan_stages(
     base_channels: int,
     max_channels: int,
     dropout: float,
+    bias: bool = True,
 ) -> Stages:
     """Sizes of the stages, from the arguments that the networks have in common.
 
@@ -50,7 +95,7 @@ def plan_stages(
     Example:
         >>> plan_stages(((1, 1, 1), (1, 2, 2), (2, 2, 2)), None, 32, 64, 0.0)  # doctest: +NORMALIZE_WHITESPACE
         Stages(strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-               channels=(32, 64, 64), dropout=0.0)
+               channels=(32, 64, 64), dropout=0.0, bias=True)
     """
     strides = tuple(tuple(int(step) for step in stride) for stride in strides)
     if len(strides) < 2 or any(step != 1 for step in strides[0]):
@@ -63,7 +108,7 @@ def plan_stages(
             f"kernels must be {len(strides)} of odd size, one for each stage, received {kernels}"
         )
     channels = tuple(min(base_channels * 2**stage, max_channels) for stage in range(len(strides)))
-    return Stages(strides, kernels, channels, dropout)
+    return Stages(strides, kernels, channels, dropout, bias)
 
 
 def network_input(stages: Stages, window_hu: Sequence[float]) -> tuple[Any, Any]:
@@ -73,31 +118,34 @@ def network_input(stages: Stages, window_hu: Sequence[float]) -> tuple[Any, Any]
     return inputs, PadToMultiple(stages.coarser(len(stages.strides) - 1), name="pad")(x)
 
 
-def convolution(
-    x: Any, width: int, kernel: Triple, name: str, *, dropout: float, stride: Triple = (1, 1, 1)
-) -> Any:
-    """Convolution, dropout of whole channels, instance norm, leaky ReLU as in `unet`."""
-    return _convolution(x, width, kernel, stride, dropout, name)
+def encode(x: Any, stages: Stages, convolutions: Sequence[int] | None = None) -> list[Any]:
+    """Features of each stage, finest first; the first convolution of a stage is strided.
 
-
-def encode(x: Any, stages: Stages) -> list[Any]:
-    """Features of each stage, finest first: two convolutions a stage, the first of them strided."""
+    Args:
+        x: What goes into the first stage.
+        stages: Sizes of the stages.
+        convolutions: How many convolutions each stage has; None: two.
+    """
+    convolutions = convolutions or (2,) * len(stages.strides)
     features = []
-    for stage, (stride, kernel, width) in enumerate(
-        zip(stages.strides, stages.kernels, stages.channels, strict=True)
-    ):
-        for repeat in range(2):
-            step = stride if repeat == 0 else (1, 1, 1)
-            name = f"encoder{stage}_{repeat}"
-            x = convolution(x, width, kernel, name, dropout=stages.dropout, stride=step)
+    for stage, (width, kernel) in enumerate(zip(stages.channels, stages.kernels, strict=True)):
+        for repeat in range(convolutions[stage]):
+            x = convolution(
+                x,
+                width,
+                kernel,
+                f"encoder{stage}_{repeat}",
+                stride=(1, 1, 1) if repeat else stages.strides[stage],
+                dropout=stages.dropout,
+                bias=stages.bias,
+            )
         features.append(x)
     return features
 
 
 def upsampled(x: Any, stages: Stages, stage: int) -> Any:
     """Features of stage + 1 brought to a stage's size by a transposed convolution."""
-    stride = stages.strides[stage + 1]
-    return layers.Conv3DTranspose(stages.channels[stage], stride, stride, name=f"up{stage}")(x)
+    return upsampling(x, stages.channels[stage], stages.strides[stage + 1], f"up{stage}", bias=stages.bias)
 
 
 def cropped(logits: Any, inputs: Any, stride: Triple, name: str) -> Any:

@@ -17,7 +17,7 @@ class _UNetShape(Section):
 
     Attributes:
         strides: Per stage the stride `(depth, height, width)` of its first convolution.
-        kernels: Per stage the size of its kernels; None: as `partialseg.models.topology.kernel_sizes` has them.
+        kernels: Per stage the size of its kernels; None: as `partialseg.models.stages.kernel_sizes` has them.
         base_channels: Channels of the first stage, doubled at each further one.
         max_channels: The most channels that a stage has.
         dropout: Share of the channels that are set to 0 after each convolution while training, 0 to below 1.
@@ -56,11 +56,31 @@ class _UNetShape(Section):
 
 
 class UNetConfig(_UNetShape):
-    """What `partialseg.models.unet` takes; see there."""
+    """What `partialseg.models.unet` takes; see there.
+
+    Attributes:
+        encoder: Plain convolutions or residual blocks on the way down.
+        convolutions_per_stage: Convolutions, or residual blocks, of each stage on the way down: one number, or one
+            for each stage; None: 2 convolutions, or 1, 3, 4, 6, 6, … blocks.
+        decoder_convolutions: Convolutions of each stage on the way up; None: 2, with a residual encoder 1.
+        convolution_bias: Whether convolutions have a bias.
+        deep_supervision: Whether each stage of the decoder gives logits.
+    """
 
     kind: Literal["unet"] = "unet"
-    convolutions_per_stage: PositiveInt = 2
+    encoder: Literal["plain", "residual"] = "plain"
+    convolutions_per_stage: PositiveInt | tuple[PositiveInt, ...] | None = None
+    decoder_convolutions: PositiveInt | None = None
+    convolution_bias: bool = True
     deep_supervision: bool = False
+
+    @field_validator("convolutions_per_stage")
+    @classmethod
+    def _one_for_each_stage(cls, number: Any, info: ValidationInfo) -> Any:
+        strides = info.data.get("strides")
+        if isinstance(number, tuple) and strides is not None and len(number) != len(strides):
+            raise ValueError(f"there are {len(number)}, and `strides` has {len(strides)} stages")
+        return number
 
 
 class PipoFanConfig(_UNetShape):

@@ -162,7 +162,14 @@ def test_unet_with_deep_supervision_learns_in_each_precision(policy):
     image, candidates, _ = annotated_batch(("liver", "spleen"))
     strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
     keras.utils.set_random_seed(0)
-    model = unet(3, strides=strides, base_channels=4, convolutions_per_stage=1, deep_supervision=True)
+    model = unet(
+        3,
+        strides=strides,
+        base_channels=4,
+        convolutions_per_stage=1,
+        decoder_convolutions=1,
+        deep_supervision=True,
+    )
     target = [candidates[:, ::d, ::h, ::w] for d, h, w in supervision_strides(strides)]
     loss = [PartialSupervision() for _ in target]
     model.compile(optimizer=keras.optimizers.Adam(0.03), loss=loss, loss_weights=[2 / 3, 1 / 3])
@@ -319,7 +326,14 @@ def test_model_with_a_loss_for_each_output_keeps_them_when_saved(tmp_path):
     image, candidates, _ = annotated_batch(("liver", "spleen"))
     strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
     keras.utils.set_random_seed(0)
-    model = unet(3, strides=strides, base_channels=2, convolutions_per_stage=1, deep_supervision=True)
+    model = unet(
+        3,
+        strides=strides,
+        base_channels=2,
+        convolutions_per_stage=1,
+        decoder_convolutions=1,
+        deep_supervision=True,
+    )
     loss = [PartialSupervision(exclusion=0.5), PartialSupervision(batch=True, terms=("mDC",))]
     model.compile(optimizer=keras.optimizers.SGD(0.01), loss=loss, loss_weights=[0.75, 0.25])
     target = [candidates[:, ::d, ::h, ::w] for d, h, w in supervision_strides(strides)]

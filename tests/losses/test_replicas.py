@@ -57,7 +57,7 @@ def train(scope, loss, sample_weight=None):
     with scope:
         keras.utils.set_random_seed(0)
         strides = ((1, 1, 1), (2, 2, 2))
-        options = {"strides": strides, "base_channels": 4, "convolutions_per_stage": 1}
+        options = {"strides": strides, "base_channels": 4, "convolutions_per_stage": 1, "decoder_convolutions": 1}
         model = unet(4, **options) if network == "unet" else voxel_network()
         # Adam would blow up the rounding of gradients that are zero: of biases before instance norm. So does a
         # large network, in which some activation lies so near the kink of its ReLU that rounding decides.

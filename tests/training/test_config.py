@@ -79,6 +79,13 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nlosses: [mCE]\n", "`losses`: "),
         ("name: x\nnetwork: {strides: [[1, 1, 1]]}\n", "network.strides"),
         ("name: x\nnetwork: {window_hu: [300, -200]}\n", "network.window_hu"),
+        ("name: x\nnetwork: {encoder: vgg}\n", "network.encoder"),
+        (
+            "name: x\nnetwork: {convolutions_per_stage: [1, 3, 4]}\n",
+            "there are 3, and `strides` has 6 stages",
+        ),
+        ("name: x\nnetwork: {convolutions_per_stage: 0}\n", "network.convolutions_per_stage"),
+        ("name: x\nnetwork: {decoder_convolutions: 0}\n", "network.decoder_convolutions"),
         ("name: x\nseed: -1\n", "seed"),
         ("name: x\nstages: []\n", "at least one"),
         (f"name: x\nstages: [{STAGE}, {STAGE}]\n", "each once"),
@@ -169,6 +176,18 @@ def test_a_transform_may_be_given_in_part(tmp_path):
     assert augmentation.rotation == AugmentationConfig().rotation.model_copy(update={"range": (-5, 5)})
     assert (augmentation.mirror.axes, augmentation.mirror.probability) == (("x",), 0.5)
     assert augmentation.gamma == AugmentationConfig().gamma
+
+
+@pytest.mark.parametrize("convolutions", ["null", "3", "[1, 1, 2, 2, 2, 2]"])
+def test_nnunets_residual_encoder_can_be_chosen_and_survives_writing(convolutions, tmp_path):
+    text = (
+        f"network: {{encoder: residual, convolutions_per_stage: {convolutions}, convolution_bias: false}}\n"
+    )
+    config = read(tmp_path, text)
+    assert config.network.encoder == "residual"
+    assert not config.network.convolution_bias
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(tmp_path / "again.yaml") == config
 
 
 def test_patches_are_clipped_to_the_window_of_the_network(tmp_path):

@@ -22,7 +22,14 @@ CANDIDATES[::2, ..., :2] |= CANDIDATES[::2, ..., :2].max(axis=-1, keepdims=True)
 def network(deep=False, **compiled):
     keras.utils.set_random_seed(0)
     strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
-    model = unet(3, strides=strides, base_channels=4, convolutions_per_stage=1, deep_supervision=deep)
+    model = unet(
+        3,
+        strides=strides,
+        base_channels=4,
+        convolutions_per_stage=1,
+        decoder_convolutions=1,
+        deep_supervision=deep,
+    )
     losses = [PartialSupervision() for _ in model.outputs] if deep else PartialSupervision()
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=losses, **compiled)
     return model
