@@ -28,6 +28,7 @@ from partialseg.cli_options import (
 )
 from partialseg.errors import DataError, first_of
 from partialseg.inspect_command import inspect
+from partialseg.plan_command import plan
 from partialseg.service_commands import service_app
 
 app = typer.Typer(
@@ -224,6 +225,7 @@ def prepare(
 
 
 app.command()(inspect)
+app.command()(plan)
 
 
 @app.command()

@@ -23,7 +23,7 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("study", "demo"),
-    ("cli_options", "card_commands", "service_commands", "inspect_command", "cli"),
+    ("cli_options", "card_commands", "service_commands", "inspect_command", "plan_command", "cli"),
 )
 NEEDS_TENSORFLOW = (
     "data/pipeline.py",

@@ -1,0 +1,75 @@
+"""Peak memory of a training step against the planner's estimate.
+
+    python benchmarks/training_memory.py [--out benchmarks/results/training_memory.md]
+
+Each row is a process of its own: it builds the network, compiles it as training does, fits three steps, and reports
+its peak resident memory. On a CPU that is all memory there is; on a GPU the estimate is of the device's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROWS = (
+    ("plain", (32, 64, 64), 5),
+    ("plain", (48, 96, 96), 5),
+    ("plain", (32, 128, 128), 6),
+    ("residual", (32, 64, 64), 5),
+    ("residual", (48, 96, 96), 5),
+)
+STEP = """
+import json, resource, sys
+import numpy as np, tensorflow as tf
+from partialseg.losses import preset
+from partialseg.models import build_network
+from partialseg.training.memory import estimate
+from partialseg.training.network_config import UNetConfig
+from partialseg.training.config import OptimizerConfig
+from partialseg.training.optimizers import make_optimizer
+
+encoder, patch, stages = json.loads(sys.argv[1])
+network = UNetConfig(encoder=encoder, strides=((1, 1, 1), *[(2, 2, 2)] * (stages - 1)))
+model = build_network(num_classes=6, **network.model_dump())
+model.compile(make_optimizer(OptimizerConfig(name="sgd")), preset("partial_supervision"), jit_compile=False)
+random = np.random.default_rng(0)
+image = random.normal(0, 100, (2, *patch, 1)).astype("float32")
+target = np.eye(6, dtype="uint8")[random.integers(0, 6, (2, *patch))]
+model.fit(tf.data.Dataset.from_tensors((image, target)).repeat(3), verbose=0, shuffle=False)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(json.dumps([peak, estimate(network, patch, 2, 6, copies=2).gigabytes]))
+"""
+
+
+def main() -> None:
+    """Measure every row and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_memory.md"))
+    options = parser.parse_args()
+    lines = [
+        "# Peak memory of a training step, measured and estimated",
+        "",
+        "`python benchmarks/training_memory.py`; CPU, float32, batch 2, SGD, base 32 channels.",
+        "",
+        "| encoder | patch | stages | measured, GB | estimated, GB | measured / estimated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        result = subprocess.run(
+            [sys.executable, "-c", STEP, json.dumps(row)], capture_output=True, text=True, check=True
+        )
+        measured, estimated = json.loads(result.stdout.splitlines()[-1])
+        encoder, patch, stages = row
+        size = "×".join(map(str, patch))
+        lines.append(
+            f"| {encoder} | {size} | {stages} | {measured:.2f} | {estimated:.2f} | {measured / estimated:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The planner: what fits, what is the paper's, what it says and writes."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from partialseg.cli import app
+from partialseg.data.prepared import read_prepared
+from partialseg.errors import DataError
+from partialseg.models import unet
+from partialseg.training import read_config
+from partialseg.training.fingerprint import fingerprint
+from partialseg.training.memory import estimate
+from partialseg.training.network_config import UNetConfig
+from partialseg.training.planner import MOST_OF_THE_DATA, plan
+
+
+@pytest.fixture
+def prepared(tiny_prepared):
+    return read_prepared(tiny_prepared)
+
+
+def enlarged(prepared, factor):
+    """The manifest as if each case were so much larger along each axis."""
+    cases = (replace(c, shape=tuple(factor * size for size in c.shape)) for c in prepared.cases)
+    return replace(prepared, cases=tuple(cases))
+
+
+def test_fingerprint_counts_the_training_cases_and_reads_the_raw_headers(prepared):
+    found = fingerprint(prepared)
+    train = prepared.select(split="train")
+    assert sum(dataset.cases for dataset in found.datasets) == len(train)
+    assert found.voxels == sum(math.prod(case.shape) for case in train)
+    btcv = next(dataset for dataset in found.datasets if dataset.name == "btcv")
+    assert btcv.organs == 5
+    assert all(
+        low <= middle <= high for low, middle, high in zip(btcv.low, btcv.median, btcv.high, strict=True)
+    )
+    assert btcv.source_mm[0] > btcv.source_mm[1] == btcv.source_mm[2]  # thick slices, z first
+
+
+def test_fingerprint_does_without_raw_scans_that_are_gone(prepared):
+    cases = tuple(replace(case, image_source="/nowhere/scan.nii.gz") for case in prepared.cases)
+    assert fingerprint(replace(prepared, cases=cases)).source_mm is None
+
+
+@pytest.mark.parametrize("encoder", ["plain", "residual"])
+@pytest.mark.parametrize("memory_gb", [2, 6, 24])
+def test_a_plan_fits_and_more_memory_gives_more(prepared, encoder, memory_gb):
+    large = enlarged(prepared, 5)
+    made = plan(large, "default", memory_gb, encoder)
+    assert made.memory.gigabytes <= memory_gb
+    assert made.config.network.encoder == encoder
+    assert made.config.batch_size >= 2
+    twice = plan(large, "default", 2 * memory_gb, encoder)
+    per_batch = [math.prod(p.config.patch_size) * p.config.batch_size for p in (made, twice)]
+    assert per_batch[1] >= 1.2 * per_batch[0]
+    median = made.fingerprint.median
+    assert all(size < 2 * middle for size, middle in zip(made.config.patch_size, median, strict=True))
+
+
+def test_a_batch_is_a_small_part_of_the_data_but_two_patches_at_least(prepared):
+    assert plan(prepared, memory_gb=64).config.batch_size == 2
+    large = plan(enlarged(prepared, 2), memory_gb=200, patch_size=(32, 32, 32)).config
+    voxels = fingerprint(enlarged(prepared, 2)).voxels
+    assert large.batch_size == round(MOST_OF_THE_DATA * voxels / 32**3)
+
+
+def test_the_paper_has_its_own_patch_and_network_for_any_data(prepared):
+    made = plan(prepared, "paper", memory_gb=8)
+    paper = read_config("paper")
+    assert made.config == paper
+    assert any("more than the 8 GB" in note for note in made.notes)
+    with pytest.raises(DataError, match="paper: found encoder residual, expected plain"):
+        plan(prepared, "paper", encoder="residual")
+
+
+def test_memory_in_which_no_patch_fits_is_said(prepared):
+    with pytest.raises(DataError, match=r"0.61 GB do not hold a step with two patches"):
+        plan(enlarged(prepared, 4), memory_gb=0.61)
+
+
+def test_half_precision_holds_a_larger_patch(prepared):
+    sizes = [
+        math.prod(plan(enlarged(prepared, 5), memory_gb=8, precision=precision).config.patch_size)
+        for precision in ("float32", "bfloat16")
+    ]
+    assert sizes[1] > 1.5 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        UNetConfig(),
+        UNetConfig(encoder="residual"),
+        UNetConfig(base_channels=8, strides=((1, 1, 1), (2, 2, 2))),
+    ],
+)
+def test_weights_are_counted_to_a_few_percent(network):
+    copies = estimate(network, (32, 32, 32), 1, 6, copies=0).weights / 4
+    options = network.model_dump(exclude={"kind"})
+    assert copies == pytest.approx(unet(6, **options).count_params(), rel=0.03)
+
+
+def test_command_writes_a_config_that_trains_and_says_how_it_came_about(tiny_prepared, tmp_path):
+    out = tmp_path / "plan.yaml"
+    arguments = ["plan", str(tiny_prepared), "--out", str(out), "--memory", "2", "--encoder", "residual"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "msd_liver" in result.stdout
+    assert "residual encoder" in result.stdout
+    text = out.read_text()
+    assert text.startswith("# 5 datasets, 7 training cases")
+    assert yaml.safe_load(text)["network"]["encoder"] == "residual"
+    assert read_config(out) == plan(read_prepared(tiny_prepared), memory_gb=2, encoder="residual").config
