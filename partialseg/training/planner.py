@@ -22,6 +22,8 @@ MOST_OF_THE_DATA = 0.05
 #: Voxels of the patch that the search begins with.
 _LARGEST_PATCH = 256**3
 _SMALLEST_BATCH = 2
+#: Least voxels along an axis of a patch: organs are not told apart in less.
+_SMALLEST_AXIS = 16
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Search:
             if smaller[axis] > 0:
                 # A smaller axis may be halved less often, and then a smaller step keeps more of it.
                 smaller[axis] = stages.patch_size[axis] - topology(smaller, spacing).multiple[axis]
-            if smaller[axis] <= 0 or len(topology(smaller, spacing).strides) < 2:
+            if smaller[axis] < min(_SMALLEST_AXIS, found.median[axis]):
                 raise DataError(
                     "memory",
                     f"{self.memory_gb:g} GB do not hold a step with two patches of {_times(stages.patch_size)} voxels",
