@@ -44,8 +44,10 @@ planner.determine_resampling = planner.determine_segmentation_softmax_export_fn 
 planner.determine_segmentation_softmax_export_fn = lambda *a: (int, {})
 planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm = lambda: ([], [])
 for shape, spacing in json.loads(sys.argv[1]):
-    made = planner.get_plans_for_configuration(np.array(spacing), np.array(shape, float), "", 100 * float(np.prod(shape)), {})
-    print(json.dumps([[int(s) for s in made["patch_size"]], int(made["batch_size"]), len(made["architecture"]["arch_kwargs"]["strides"])]))
+    voxels = 100 * float(np.prod(shape))
+    made = planner.get_plans_for_configuration(np.array(spacing), np.array(shape, float), "", voxels, {})
+    stages = len(made["architecture"]["arch_kwargs"]["strides"])
+    print(json.dumps([[int(size) for size in made["patch_size"]], int(made["batch_size"]), stages]))
 """
 
 

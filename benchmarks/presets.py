@@ -4,9 +4,9 @@
     partialseg prepare btcv msd_liver msd_spleen msd_pancreas kits19 --raw RAW --out PREPARED --spacing 6 4 4
     python benchmarks/presets.py PREPARED --out DIR [--steps 1000]
 
-Both are tried on the same held-out cases (fold 0 of 3) after each epoch. `paper` is section 4.3 with its rate of
-1e-1, `paper, rate 1e-3` the same with a rate that trains, `default` the other preset; each stage is as long as its share
-of all steps. Writes presets.png and presets.md beside the runs.
+All are tried on the same held-out cases (fold 0 of 3) after each epoch. `paper` is section 4.3 with its rate of
+1e-1, `paper, rate 1e-3` the same with a lower one, `default` the other preset; each stage is as long as its share of
+all steps. Writes presets.png and presets.md beside the runs.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def estimate(
         copies: Of the weights beside themselves: gradient, and one for SGD, two for Adam, one for a running mean.
 
     Returns:
-        The estimate. Measured processes took 0.8 to 1.2 of it (docs/planning.md).
+        The estimate. Measured processes took 1.0 to 1.2 of it (docs/planning.md).
 
     Example:
         >>> small = UNetConfig(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))

@@ -3,10 +3,13 @@
 RUN/config.yaml        the resolved config
 RUN/run.json           classes, spacing, patch size, datasets, versions
 RUN/model.keras        the trained network
-RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait
+RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait, dice_patches, dice_volumes
 RUN/terms.csv          a row per epoch, dataset and loss term: stage, epoch, dataset, term, value
+RUN/validation.csv     a row per Dice: stage, epoch, source (patches, volumes), dataset, case, organ, dice
+RUN/not_finite/        after a loss that is no number: what was found, and the patches
 RUN/tensorboard/       the same for TensorBoard
 RUN/checkpoint/        while it trains: the newest two checkpoints, each with every variable and where it stands
+RUN/best/              while it trains: the weights with the best validation
 """
 
 from __future__ import annotations
