@@ -39,16 +39,15 @@ def configs(steps: int) -> dict[str, TrainingConfig]:
         content["network"] |= NETWORK
     paper["validation"] = {**VALIDATION, "keep": "last"}
     default["validation"] = {**VALIDATION, "keep": "best"}
-    # 120 and 80 epochs in the paper; the second has five datasets.
-    full, every = paper["stages"]
-    paper["stages"] = (
-        {**full, "epochs": EPOCHS * 3 // 5, "patches_per_dataset": 2 * of_epoch},
-        {**every, "epochs": EPOCHS * 2 // 5, "patches_per_dataset": 2 * of_epoch // 5},
-    )
-    default["stages"] = (
-        {**default["stages"][0], "epochs": EPOCHS, "patches_per_dataset": 2 * of_epoch // 5},
-    )
-    default["optimizer"]["ema"] = 0.99  # over a hundred steps, of so few
+    # 120 and 80 epochs in the paper; the second stage has five datasets.
+    for content in (paper, default):
+        full, every = content["stages"]
+        content["stages"] = (
+            {**full, "epochs": EPOCHS * 3 // 5, "patches_per_dataset": 2 * of_epoch},
+            {**every, "epochs": EPOCHS * 2 // 5, "patches_per_dataset": 2 * of_epoch // 5},
+        )
+    # Of so few steps: a mean over a hundred of them, and no augmentation, which pays over many more.
+    default["optimizer"]["ema"], default["augmentation"] = 0.99, None
     slower = {**paper, "optimizer": {**paper["optimizer"], "learning_rate": 1e-3}}
     contents = {"paper": paper, "paper, rate 1e-3": slower, "default": default}
     return {name: TrainingConfig.model_validate(content) for name, content in contents.items()}

@@ -1,4 +1,3 @@
-import os
 import signal
 import threading
 
@@ -13,16 +12,16 @@ def test_a_signal_is_noted_and_what_it_did_before_comes_back(number):
     request = StopRequest()
     with request.listening():
         assert request.signal_number is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert request.signal_number == number
     assert signal.getsignal(number) is before
 
 
 def test_a_second_ctrl_c_acts_at_once():
     with StopRequest().listening():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, at once; os.kill may come by another one, later
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_in_another_thread_signals_act_as_ever():

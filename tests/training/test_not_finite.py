@@ -16,7 +16,7 @@ from partialseg.training.stage_patches import stage_patches
 
 @pytest.fixture
 def config():
-    stage = StageConfig(name="all", datasets="all", epochs=2, patches_per_dataset=4)
+    stage = StageConfig(name="all", datasets="all", epochs=2, patches_per_dataset=2)
     return read_config("tiny").model_copy(update={"stages": (stage,)})
 
 
@@ -44,13 +44,13 @@ def break_patch_of_step(number, monkeypatch):
 def test_the_patch_the_case_and_the_terms_are_named_and_the_patches_kept(
     minutes, config, tiny_prepared, tmp_path, monkeypatch
 ):
-    break_patch_of_step(13, monkeypatch)
+    break_patch_of_step(8, monkeypatch)
     config = config.model_copy(update={"checkpoint_minutes": minutes})
     with pytest.raises(LossIsNotFiniteError) as error:
         train(config, tiny_prepared, tmp_path / "run")
     prepared = read_prepared(tiny_prepared)
     reader = BatchReader(prepared, stage_patches(config, 0, prepared))
-    culprit = reader.plan.batch(13)[1]
+    culprit = reader.plan.batch(8)[1]
     start = ", ".join(map(str, culprit.start))
     assert "epoch 2, step 4: the loss is nan" in str(error.value)
     assert f"mCE, mDC, eCE, eDC of the patch of {culprit.case.dataset}, case {culprit.case.name}" in str(
