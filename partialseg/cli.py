@@ -249,6 +249,9 @@ def train(
 ) -> None:
     """Train a network; called again, go on where it stopped, to the step.
 
+    It takes all GPUs of this host. Where srun starts it as several tasks, or TF_CONFIG describes a cluster, all of them
+    train together (docs/clusters.md).
+
     In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
     terms.csv (every loss term for every dataset) and TensorBoard logs.
     """

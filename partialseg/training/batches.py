@@ -18,7 +18,12 @@ def steps_of_epoch(config: TrainingConfig, stage: int, prepared: Prepared) -> in
 
 
 def stage_batches(
-    model: keras.Model, config: TrainingConfig, prepared: Prepared, stage: int, step: int
+    model: keras.Model,
+    config: TrainingConfig,
+    prepared: Prepared,
+    stage: int,
+    step: int,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """The endless stream of a stage's batches, each in `config.accumulate` parts, from one of its steps on.
 
@@ -28,12 +33,14 @@ def stage_batches(
         prepared: The prepared cases.
         stage: Index of the stage.
         step: Steps of the stage that are done.
+        shard: Part of each batch, see `partialseg.data.patches`.
 
     Raises:
         DataError: What `partialseg.data.patches` raises.
     """
     batch, part = divmod(step, config.accumulate)
-    stream = patches(prepared, stage_patches(config, stage, prepared), batch, service=config.data_service)
+    drawn = stage_patches(config, stage, prepared)
+    stream = patches(prepared, drawn, batch, shard=shard, service=config.data_service)
     if config.accumulate > 1:
         stream = stream.flat_map(lambda *pair: _parts(pair, config.accumulate)).skip(part)
     if len(model.outputs) > 1:

@@ -20,6 +20,7 @@ from partialseg.progress import console
 from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
+from partialseg.training.devices import Workers
 from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.optimizers import averaged_weights
@@ -119,6 +120,7 @@ class Books:
         checkpoints: Where progress and state are saved.
         stop: Whether a signal asks training to stop.
         best: Where the weights with the best validation are kept.
+        workers: The processes that train together.
         terms: Called with the model after each epoch.
         validation: Of the held-out cases; None where none are.
         writer: TensorBoard's.
@@ -132,6 +134,7 @@ class Books:
     checkpoints: Checkpoints
     best: Checkpoints
     stop: StopRequest
+    workers: Workers
     terms: TermsPerDataset
     validation: Validation | None
     writer: tf.summary.SummaryWriter
@@ -202,10 +205,12 @@ class Bookkeeper(keras.callbacks.Callback):
         bar.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")
         if progress.step == self.steps:
             return  # the epoch's end saves
-        stop = books.stop.signal_number
-        if stop is not None or time.monotonic() - books.saved_at >= 60 * self.config.checkpoint_minutes:
+        is_due = time.monotonic() - books.saved_at >= 60 * self.config.checkpoint_minutes
+        # Processes that train together must stop, and read what is saved, at the same step.
+        stop, is_due = books.workers.most(books.stop.signal_number or 0, is_due)
+        if stop or is_due:
             books.save()
-        if stop is not None:
+        if stop:
             raise TrainingStopped(stop, place(self.stage, progress))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -246,8 +251,9 @@ class Bookkeeper(keras.callbacks.Callback):
             *(config.workers, config.data_service is not None, dice),
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if books.stop.signal_number is not None:
-            raise TrainingStopped(books.stop.signal_number, place(self.stage, progress))
+        (stop,) = books.workers.most(books.stop.signal_number or 0)
+        if stop:
+            raise TrainingStopped(stop, place(self.stage, progress))
 
     def _validate(self) -> list[Score]:
         """Dice on held-out cases with the weights as they are; the best weights are kept."""

@@ -108,7 +108,9 @@ def _repeat_up_to(
     )  # of a stage that has just begun, another than saved
     repeats = progress.steps - saved["steps"]
     if repeats:
-        stream = stage_batches(model, config, prepared, progress.stage, done - repeats)
+        workers, first = books.workers, done - repeats
+        stream = stage_batches(model, config, prepared, progress.stage, first, workers.shard)
+        stream = workers.share(stream, config.batch_size)
         model.fit(stream, steps_per_epoch=repeats, verbose=0, shuffle=False)
 
 

@@ -1,4 +1,4 @@
-"""Training: the stages of section 4.3 under MirroredStrategy, into a run folder that can be resumed."""
+"""Training: the stages of section 4.3 on one device or many, into a run folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from partialseg.training.callbacks import (
     NotFinite,
     TermsPerDataset,
 )
-from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import TrainingConfig, read_config, stage_datasets
 from partialseg.training.data_wait import DataWait
+from partialseg.training.devices import Workers, make_strategy
 from partialseg.training.history import Progress
-from partialseg.training.interruption import StopRequest
-from partialseg.training.not_finite import explain
+from partialseg.training.interruption import StopRequest, TrainingStopped
+from partialseg.training.not_finite import LossIsNotFiniteError, explain
 from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
 from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
 from partialseg.training.stage_patches import held_out
@@ -61,6 +61,9 @@ def train(
 ) -> Run:
     """Train a network through all stages of the config; go on where an earlier call stopped.
 
+    Where TF_CONFIG or Slurm describes several processes, all of them call it alike and train together (see
+    docs/clusters.md); the run folder is one that all of them see, and the first of them writes it.
+
     Args:
         config: The experiment, a config file, or the name of one that comes with the package.
         prepared: What `partialseg prepare` wrote, or the folder or URL where it lies.
@@ -70,18 +73,35 @@ def train(
         start_from: A finished run whose weights the network begins with, instead of random ones. It must have the
             same network. An organ that it does not know begins as part of background; one that the prepared data do
             not have is left out (see `partialseg.models.take_over`).
-        devices: Devices to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
+        devices: Devices of this host to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
 
     Returns:
         The finished run.
 
     Raises:
-        DataError: If the run folder belongs to another config or other data, data are missing, or the data service of
-            the config does not answer.
+        DataError: If the run folder belongs to another config or other data, data are missing, the data service of
+            the config does not answer, or another process of a cluster is lost.
         LossIsNotFiniteError: If training diverged.
         TrainingStopped: After Ctrl-C or a signal that ends jobs, once a checkpoint is saved.
     """
     leave_gpus_to_the_backend()
+    workers = Workers(make_strategy(devices))  # of a cluster: before TensorFlow computes anything
+    with workers.alone_heard(), workers.others_named():
+        with workers.chief_first():
+            config, prepared, run, trained = _begin(config, prepared, out, start_from)
+        if not run.model_path.is_file():
+            with workers.own_folder(run.folder) as folder:
+                _train(config, prepared, run, trained, workers, folder)
+    return run
+
+
+def _begin(
+    config: TrainingConfig | str | Path,
+    prepared: Prepared | str | os.PathLike[str],
+    out: str | Path,
+    start_from: Run | str | Path | None,
+) -> tuple[TrainingConfig, Prepared, Run, tuple[keras.Model, tuple[str, ...]] | None]:
+    """Check all that training needs, then open the run folder; with what to start from, a network and its classes."""
     config = config if isinstance(config, TrainingConfig) else read_config(config)
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
@@ -95,35 +115,47 @@ def train(
     trained = None if start_from is None else _network_of(start_from, config, prepared)
     if config.losses.preset == "prior_aware":
         config = _with_prior(config, prepared, Path(out))
-    run = _open_run(config, prepared, Path(out), start_from)
-    if run.model_path.is_file():
-        return run
+    first = None if trained is None else (trained, start_from.classes)
+    return config, prepared, _open_run(config, prepared, Path(out), start_from), first
+
+
+def _train(
+    config: TrainingConfig,
+    prepared: Prepared,
+    run: Run,
+    trained: tuple[keras.Model, tuple[str, ...]] | None,
+    workers: Workers,
+    folder: Path,
+) -> None:
+    """Train from where the run stands to its end, with the logs of this process in a folder."""
     if (note := mirror_note(prepared, config.augmentation)) is not None:
         console.print(f"note: {note}")
     if config.validation is not None and (alone := _never_held_out(config, prepared)):
         console.print(f"note: no case is held out of {', '.join(alone)}: one training case each")
-    strategy = _strategy(config, devices)
+    strategy = _strategy(config, workers.strategy)
     if config.deterministic:
         compute_deterministically()
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext(), computing_in(config.precision):
-        model = build_model(config, len(prepared.classes))
+        model = workers.model(build_model(config, len(prepared.classes)))
         # One for each output: a loss may have a state.
         loss_options = config.losses.model_dump(exclude={"preset"})
         losses = [preset(config.losses.preset, **loss_options, name="loss") for _ in model.outputs]
         _compile(model, config, losses)
         if trained is not None:
-            take_over(trained, start_from.classes, model, prepared.classes)
-        books = _open_books(model, losses, config, prepared, run)
-    with books.stop.listening():
+            take_over(*trained, model, prepared.classes)
+        books = _open_books(model, losses, config, prepared, run, workers, folder)
+    with books.stop.listening(), workers.leaving_together(TrainingStopped, LossIsNotFiniteError):
         _train_stages(model, config, prepared, books)
     books.writer.close()
-    network = _trained(model, len(prepared.classes), config, books)
-    with atomic_path(run.model_path) as temporary:
-        network.save(temporary)
-    for folder in (books.checkpoints.folder, books.best.folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    return run
+    with workers.chief_first():
+        if not workers.is_chief:
+            return
+        network = _trained(model, len(prepared.classes), config, books)
+        with atomic_path(run.model_path) as temporary:
+            network.save(temporary)
+        for folder in (books.checkpoints.folder, books.best.folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _never_held_out(config: TrainingConfig, prepared: Prepared) -> list[str]:
@@ -235,17 +267,12 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
     return run
 
 
-def _strategy(config: TrainingConfig, devices: Sequence[str] | None) -> tf.distribute.Strategy | None:
+def _strategy(
+    config: TrainingConfig, strategy: tf.distribute.Strategy | None
+) -> tf.distribute.Strategy | None:
     """How the devices share a batch; None on a backend that has one device."""
-    if not on_tensorflow():
-        if devices:
-            raise DataError(
-                f"the {keras.backend.backend()} backend",
-                f"found devices {', '.join(devices)}, expected none: it trains on one, the first GPU or the CPU",
-                "name none, or set KERAS_BACKEND=tensorflow",
-            )
+    if strategy is None:
         return None
-    strategy = tf.distribute.MirroredStrategy(list(devices) if devices else None)
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
         raise DataError(
@@ -321,6 +348,8 @@ def _open_books(
     config: TrainingConfig,
     prepared: Prepared,
     run: Run,
+    workers: Workers,
+    logs: Path,
 ) -> Books:
     """Begin a training's books, or open them where the last whole checkpoint left them."""
     model.optimizer.build(model.trainable_variables)
@@ -332,21 +361,23 @@ def _open_books(
             "finish the run with the version that began it, or train in another folder",
         )
     books = Books(
-        folder=run.folder,
+        folder=logs,
         progress=Progress(learning_rate=config.optimizer.learning_rate),
         state=TrainingState(model, losses),
         loss=losses[0],
-        checkpoints=Checkpoints(folder),
-        best=Checkpoints(run.folder / "best"),
+        checkpoints=workers.checkpoints(folder),
+        best=workers.checkpoints(run.folder / "best"),
         stop=StopRequest(),
+        workers=workers,
         terms=TermsPerDataset(losses[0], _monitor_patches(config, prepared)),
         validation=None if config.validation is None else Validation(config, prepared),
-        writer=tf.summary.create_file_writer(str(run.folder / "tensorboard")),
+        writer=tf.summary.create_file_writer(str(logs / "tensorboard")),
     )
     saved, arrays, torn = books.checkpoints.newest()
     for path in torn:
         instead = "training begins anew" if saved is None else "the one before it is used"
         console.print(f"note: {path}: is not a whole checkpoint, {instead}", soft_wrap=True)
+    workers.check_same(-1 if saved is None else saved["steps"], folder)
     if saved is None:
         books.save()
     else:
@@ -385,13 +416,13 @@ def _fit(
     progress, stage = books.progress, config.stages[books.progress.stage]
     steps = steps_of_epoch(config, progress.stage, prepared)
     done = progress.epoch * steps + progress.step
-    stream = stage_batches(model, config, prepared, progress.stage, done)
+    stream = stage_batches(model, config, prepared, progress.stage, done, books.workers.shard)
     with data_problems(), progress_bar() as bar:
         task = bar.add_task(stage.name, total=stage.epochs * steps, completed=done)
         bookkeeper = Bookkeeper(books, config, stage, steps, (bar, task))
         try:
             model.fit(
-                stream,
+                books.workers.share(stream, config.batch_size),
                 initial_epoch=progress.epoch,
                 epochs=until,
                 steps_per_epoch=steps - progress.step,

@@ -25,8 +25,9 @@ def test_patches_come_from_where_the_config_says(config, tiny_prepared, monkeypa
     monkeypatch.setattr(batches, "patches", lambda *arguments, **options: asked.append((arguments, options)))
     config = config.model_copy(update={"data_service": "grpc://reader:5000"})
     prepared = read_prepared(tiny_prepared)
-    stage_batches(network(config, prepared), config, prepared, 1, 30)
-    assert asked == [((prepared, stage_patches(config, 1, prepared), 30), {"service": "grpc://reader:5000"})]
+    stage_batches(network(config, prepared), config, prepared, 1, 30, (1, 2))
+    options = {"shard": (1, 2), "service": "grpc://reader:5000"}
+    assert asked == [((prepared, stage_patches(config, 1, prepared), 30), options)]
 
 
 @pytest.mark.parametrize("step", [0, 5])
