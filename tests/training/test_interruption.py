@@ -17,9 +17,17 @@ def test_a_signal_is_noted_and_what_it_did_before_comes_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_acts_at_once():
+@pytest.fixture
+def ctrl_c_interrupts():
+    """What a shell starts in the background ignores Ctrl-C, and so would a test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_acts_at_once(ctrl_c_interrupts):
     with StopRequest().listening():
-        signal.raise_signal(signal.SIGINT)  # to this thread, at once; os.kill may come by another one, later
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
