@@ -95,7 +95,8 @@ def _encode(x: Any, stages: Stages) -> list[Any]:
     features = [stem(image)]
     for stage in range(1, len(stages.strides)):
         stride = stages.strides[stage]
-        image = layers.AveragePooling3D(stride, name=f"image{stage}")(image)
+        # Neither TensorFlow nor PyTorch has averages of all half floats on CPUs.
+        image = layers.AveragePooling3D(stride, dtype="float32", name=f"image{stage}")(image)
         of_image = stem(image)
         # The features of the stage before have passed the stem and `stage - 1` blocks.
         for block in range(1, stage):

@@ -63,7 +63,9 @@ def test_gradient_reaches_every_weight(network):
     model, image = network(4, **THREE_STAGES), images(2, (6, 12, 12))
     weights = np.random.default_rng(2).normal(size=(2, 6, 12, 12, 4)).astype("float32")
     gradients = _gradients(
-        model, lambda outputs: ops.mean(ops.square(first_output(outputs) - weights)), image
+        model,
+        lambda outputs: ops.mean(ops.square(first_output(outputs) - ops.convert_to_tensor(weights))),
+        image,
     )
     # Instance norm removes the bias of the convolution before it.
     before_norm = {
@@ -188,6 +190,10 @@ def _gradients(model, loss, image):
             return loss(outputs)
 
         found = jax.grad(value)([variable.value for variable in model.trainable_variables])
+    elif keras.backend.backend() == "torch":
+        model.zero_grad()
+        loss(model(image)).backward()
+        found = [variable.value.grad for variable in model.trainable_variables]
     else:
         import tensorflow as tf
 
