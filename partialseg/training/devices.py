@@ -17,8 +17,6 @@ from partialseg.progress import console
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.cluster import Cluster, find_cluster, this_worker
 
-__all__ = ["Workers", "WorkersModel", "make_strategy", "this_worker"]
-
 
 def make_strategy(devices: Sequence[str] | None = None) -> tf.distribute.Strategy | None:
     """The devices of this process, mirrored; in a cluster (see `find_cluster`) those of all its processes.
