@@ -6,7 +6,11 @@ from typing import Any
 
 from keras import layers
 
+from partialseg.models.normalization import InstanceNormLeakyReLU
+
 Triple = tuple[int, ...]
+#: Of nnU-Net's instance norms and leaky ReLUs.
+EPSILON, SLOPE = 1e-5, 0.01
 
 
 def convolution(
@@ -98,17 +102,19 @@ def upsampling(x: Any, width: int, stride: Triple, name: str, *, bias: bool = Tr
 
 def norm_relu(x: Any, name: str) -> Any:
     """Instance norm and leaky ReLU."""
-    return leaky_relu(norm(x, name), name)
+    return InstanceNormLeakyReLU(epsilon=EPSILON, negative_slope=SLOPE, name=f"{name}_norm")(x)
 
 
 def norm(x: Any, name: str, scale: str = "ones") -> Any:
     """Instance norm (group norm with a channel a group); `scale` is the initializer of its factor."""
-    return layers.GroupNormalization(groups=-1, epsilon=1e-5, gamma_initializer=scale, name=f"{name}_norm")(x)
+    return layers.GroupNormalization(
+        groups=-1, epsilon=EPSILON, gamma_initializer=scale, name=f"{name}_norm"
+    )(x)
 
 
 def leaky_relu(x: Any, name: str) -> Any:
     """Leaky ReLU with nnU-Net's slope."""
-    return layers.LeakyReLU(negative_slope=0.01, name=f"{name}_relu")(x)
+    return layers.LeakyReLU(negative_slope=SLOPE, name=f"{name}_relu")(x)
 
 
 def _convolved(x: Any, width: int, kernel: Triple, name: str, stride: Triple, bias: bool) -> Any:

@@ -8,6 +8,7 @@ from keras import ops
 from partialseg.losses import preset
 from partialseg.models.conditioned import conditioned_unet
 from partialseg.models.dynamic_head import dynamic_head_unet
+from partialseg.models.normalization import InstanceNormLeakyReLU
 from partialseg.models.pipo_fan import pipo_fan
 from partialseg.models.sliding_window import first_output
 from partialseg.models.stages import plan_stages
@@ -174,7 +175,8 @@ def _partly_labelled():
 
 def _instance_norms(model):
     layers = [layer for outer in model.layers for layer in getattr(outer, "layers", [outer])]
-    return [x for x in layers if isinstance(x, keras.layers.GroupNormalization) and x.groups != 1]
+    whole = [x for x in layers if isinstance(x, keras.layers.GroupNormalization) and x.groups != 1]
+    return whole + [x for x in layers if isinstance(x, InstanceNormLeakyReLU)]
 
 
 def _gradients(model, loss, image):
