@@ -253,7 +253,7 @@ def train(
     train together (docs/clusters.md).
 
     In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
-    terms.csv (every loss term for every dataset) and TensorBoard logs.
+    terms.csv (every loss term for every dataset and organ) and TensorBoard logs.
     """
     from partialseg.data.prepared import read_prepared
     from partialseg.training.config import read_config

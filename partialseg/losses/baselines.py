@@ -88,6 +88,19 @@ class _RegularLosses(keras.losses.Loss):
         terms = self._regular.values(self._change(y_true), y_pred)
         return {"CE": terms["mCE"], "DC": terms["mDC"]}
 
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The two terms of each class; cross-entropy is the mean over the class's own voxels.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+        """
+        terms = self._regular.class_values(self._change(y_true), y_pred)
+        return {"CE": terms["mCE"], "DC": terms["mDC"]}
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""
         return {

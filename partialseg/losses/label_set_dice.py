@@ -17,7 +17,15 @@ from keras import ops
 
 from partialseg.losses.inputs import Tensor
 from partialseg.losses.reductions import checked_class_reduction, reduce_classes, sum_over_batch
-from partialseg.losses.voxel_sets import VoxelSets, marginal_cross_entropy, sum_over_voxels, voxel_sets_of
+from partialseg.losses.voxel_sets import (
+    VoxelSets,
+    marginal_cross_entropy,
+    marginal_nll,
+    mean_per_class,
+    sum_over_voxels,
+    voxel_sets_of,
+    where_counted,
+)
 
 #: Only keeps 0/0 away, for a class without a voxel of which none is predicted either.
 EPSILON = 1e-7
@@ -74,6 +82,21 @@ class _DiceOfSets(keras.losses.Loss):
         sets = voxel_sets_of(y_true, y_pred, self.from_logits)
         return {self.term: self._dice_loss(sets), "mCE": marginal_cross_entropy(sets)}
 
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The two terms of each class; cross-entropy is the mean over the class's own voxels.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+        """
+        sets = voxel_sets_of(y_true, y_pred, self.from_logits)
+        losses, counted = self._dice_per_class(sets)
+        dice = ops.broadcast_to(where_counted(counted, losses), ops.shape(sets.candidates[:, 0]))
+        return {self.term: dice, "mCE": mean_per_class(sets, marginal_nll(sets))}
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""
         return {
@@ -89,6 +112,14 @@ class _DiceOfSets(keras.losses.Loss):
 
     def _dice_loss(self, sets: VoxelSets) -> Tensor:
         """One minus the soft Dice of every class, reduced over the classes; `(batch,)`."""
+        losses, counted = self._dice_per_class(sets)
+        if not self.include_background:
+            losses, counted = losses[:, 1:], counted[:, 1:]
+        values = reduce_classes(losses, counted, self.class_reduction)
+        return ops.broadcast_to(values, ops.shape(sets.known)[:1])
+
+    def _dice_per_class(self, sets: VoxelSets) -> tuple[Tensor, Tensor]:
+        """One minus the soft Dice of every class, and whether it counts; `(batch or 1, classes)`."""
         truth, predicted = self._truth_and_prediction(sets)
         overlap = sum_over_voxels(truth * predicted)
         total = sum_over_voxels(truth**self.exponent + predicted**self.exponent)
@@ -97,11 +128,7 @@ class _DiceOfSets(keras.losses.Loss):
         if self.batch:
             overlap, total, counted = (sum_over_batch(values) for values in (overlap, total, counted))
             counted = ops.minimum(counted, 1)
-        losses = 1 - 2 * overlap / (total + EPSILON)
-        if not self.include_background:
-            losses, counted = losses[:, 1:], counted[:, 1:]
-        values = reduce_classes(losses, counted, self.class_reduction)
-        return ops.broadcast_to(values, ops.shape(sets.known)[:1])
+        return 1 - 2 * overlap / (total + EPSILON), counted
 
 
 @keras.saving.register_keras_serializable(package="partialseg")

@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
-from partialseg.losses.reductions import checked_class_reduction, sum_over_replicas
-from partialseg.losses.voxel_sets import VoxelSets, sum_over_voxels, voxel_sets_of
+from partialseg.losses.reductions import checked_class_reduction, reduce_classes, sum_over_replicas
+from partialseg.losses.voxel_sets import VoxelSets, sum_over_voxels, voxel_sets_of, where_counted
 
 EPSILON = 1e-7
 
@@ -115,6 +115,30 @@ class MaskedSigmoid(keras.losses.Loss):
         organs = _organs(y_true, y_pred, self.from_logits)
         return {"BCE": _binary_cross_entropy(organs), "DC": self._dice(organs)}
 
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The two terms of each organ; cross-entropy is the mean over the voxels that decide it.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part, as background, which has
+            no sigmoid.
+        """
+        organs = _organs(y_true, y_pred, self.from_logits)
+        decided = sum_over_voxels(organs.decided)
+        cross_entropy = sum_over_voxels(_negative_log_likelihood(organs)) / ops.maximum(decided, 1)
+        dice, annotated = self._dice_per_organ(organs)
+        values = {
+            "BCE": where_counted(decided, cross_entropy),
+            "DC": ops.broadcast_to(where_counted(annotated, dice), ops.shape(organs.annotated)),
+        }
+        return {
+            term: ops.pad(value, ((0, 0), (1, 0)), constant_values=float("nan"))
+            for term, value in values.items()
+        }
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""
         return {
@@ -126,6 +150,13 @@ class MaskedSigmoid(keras.losses.Loss):
         }
 
     def _dice(self, organs: _Organs) -> Tensor:
+        """Reduced over the organs that are annotated; `(batch,)`."""
+        losses, annotated = self._dice_per_organ(organs)
+        values = reduce_classes(losses, annotated, self.class_reduction)
+        return ops.broadcast_to(values, ops.shape(organs.annotated)[:1])
+
+    def _dice_per_organ(self, organs: _Organs) -> tuple[Tensor, Tensor]:
+        """One minus the soft Dice of each organ, and whether it is annotated; `(batch or 1, organs)`."""
         probabilities = ops.sigmoid(organs.logits) * organs.decided
         sums = [
             sum_over_voxels(values) * organs.annotated
@@ -137,11 +168,7 @@ class MaskedSigmoid(keras.losses.Loss):
             *sums, counted = ops.unstack(sum_over_replicas(totals), num=4)
             counted = ops.minimum(counted, 1)
         overlap, truth, predicted = sums
-        losses = (1 - 2 * overlap / (truth + predicted + EPSILON)) * counted
-        values = ops.sum(losses, axis=-1)
-        if self.class_reduction == "mean":
-            values = values / ops.maximum(ops.sum(counted, axis=-1), 1)
-        return ops.broadcast_to(values, ops.shape(organs.annotated)[:1])
+        return 1 - 2 * overlap / (truth + predicted + EPSILON), counted
 
 
 def _organs(y_true: Tensor, y_pred: Tensor, from_logits: bool) -> _Organs:
@@ -164,8 +191,12 @@ def _flat_logits(y_pred: Tensor, sets: VoxelSets) -> Tensor:
     return ops.reshape(logits, (ops.shape(logits)[0], -1, sets.candidates.shape[-1]))
 
 
-def _binary_cross_entropy(organs: _Organs) -> Tensor:
+def _negative_log_likelihood(organs: _Organs) -> Tensor:
+    """Of each organ at each voxel, 0 where that is not decided."""
     # softplus(s) - t s is -log sigmoid(s) at t = 1 and -log(1 - sigmoid(s)) at t = 0, for any s.
-    values = (ops.softplus(organs.logits) - organs.truth * organs.logits) * organs.decided
+    return (ops.softplus(organs.logits) - organs.truth * organs.logits) * organs.decided
+
+
+def _binary_cross_entropy(organs: _Organs) -> Tensor:
     decided = ops.mean(organs.decided, axis=(1, 2))
-    return ops.mean(values, axis=(1, 2)) / ops.where(decided > 0, decided, 1)
+    return ops.mean(_negative_log_likelihood(organs), axis=(1, 2)) / ops.where(decided > 0, decided, 1)

@@ -19,7 +19,7 @@ from partialseg.losses.target_adaptive import TargetAdaptive
 
 #: Name of a preset and its loss; the defaults of the class are those of the preset ("prior_aware" must be given
 #: its `prior`). Each takes candidates and logits, returns one value per sample, and has `values(y_true, y_pred)`:
-#: its terms one by one, without weights.
+#: its terms one by one, without weights; and `class_values(y_true, y_pred)`: the same class by class.
 PRESETS: Mapping[str, type[keras.losses.Loss]] = MappingProxyType(
     {
         "partial_supervision": PartialSupervision,

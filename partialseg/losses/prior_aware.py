@@ -44,9 +44,11 @@ from partialseg.losses.inputs import LOG_ZERO, Tensor
 from partialseg.losses.reductions import sum_over_batch
 from partialseg.losses.voxel_sets import (
     VoxelSets,
-    marginal_cross_entropy,
+    marginal_nll,
+    mean_per_class,
     sum_over_voxels,
     voxel_sets_of,
+    where_counted,
 )
 
 #: Smallest share by which is divided: less than one voxel of a patch.
@@ -193,6 +195,23 @@ class PriorAware(keras.losses.Loss):
         divergence = self._divergence(mean, found, self._estimate(mean, found))
         return {"CE": cross_entropy, "prior": ops.broadcast_to(divergence, ops.shape(cross_entropy))}
 
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The two terms of each class; cross-entropy is the mean over the class's own voxels.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+        """
+        sets = self._sets(y_true, y_pred)
+        mean, found = self._mean_of_batch(sets)
+        cross_entropy = mean_per_class(sets, self._nll(sets))
+        divergence = self._divergence_per_class(mean, self._estimate(mean, found))
+        divergence = ops.broadcast_to(where_counted(found, divergence), ops.shape(cross_entropy))
+        return {"CE": cross_entropy, "prior": divergence}
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss, its running mean apart."""
         return {
@@ -228,11 +247,15 @@ class PriorAware(keras.losses.Loss):
         return sets
 
     def _cross_entropy(self, sets: VoxelSets) -> Tensor:
-        """Mean over all voxels of -log of the most likely candidate, or of all of them; `(batch,)`."""
+        """Mean over all voxels; `(batch,)`."""
+        return ops.mean(self._nll(sets), axis=1)
+
+    def _nll(self, sets: VoxelSets) -> Tensor:
+        """-log of the most likely candidate, or of all of them, 0 where ignored; `(batch, voxels)`."""
         if self.merged_voxels == "marginal":
-            return marginal_cross_entropy(sets)
+            return marginal_nll(sets)
         log_p = ops.max(ops.where(sets.candidates > 0, sets.log_probabilities, LOG_ZERO), axis=-1)
-        return ops.mean(ops.where(sets.known[..., 0] > 0, -log_p, 0), axis=1)
+        return ops.where(sets.known[..., 0] > 0, -log_p, 0)
 
     def _mean_of_batch(self, sets: VoxelSets) -> tuple[Tensor, Tensor]:
         """Mean prediction `(classes,)` over the voxels that count, and whether there is one: 0 or 1."""
@@ -256,12 +279,17 @@ class PriorAware(keras.losses.Loss):
         return ops.where(ops.all(ops.isfinite(after)), after, before)
 
     def _divergence(self, mean: Tensor, found: Tensor, estimate: Tensor) -> Tensor:
-        """Σ q (p̄ b + 1 + log(-b)) + Σ q log q at b = -1/estimate; a scalar, 0 where nothing counts."""
+        """Sum over the classes; a scalar, 0 where nothing counts."""
+        return found * ops.sum(self._divergence_per_class(mean, estimate))
+
+    def _divergence_per_class(self, mean: Tensor, estimate: Tensor) -> Tensor:
+        """Each class's q (p̄ b + 1 + log(-b)) + q log q at b = -1/estimate, that of the rest added; `(classes,)`."""
         prior = ops.convert_to_tensor(self._q, dtype=mean.dtype)
         if self.one_against_rest:
             prior, mean, estimate = (ops.concatenate([share, 1 - share]) for share in (prior, mean, estimate))
         estimate = ops.maximum(estimate, EPSILON)
-        return found * ops.sum(prior * (ops.log(prior / estimate) + 1 - mean / estimate))
+        values = prior * (ops.log(prior / estimate) + 1 - mean / estimate)
+        return ops.sum(ops.reshape(values, (-1, len(self.prior))), axis=0)
 
     def _check_state_is_kept(self) -> None:
         """Raise where the running mean would be lost, or moved once by every replica."""

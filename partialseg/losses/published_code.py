@@ -9,7 +9,13 @@ from keras import ops
 
 from partialseg.losses.inputs import Tensor
 from partialseg.losses.reductions import sum_over_replicas
-from partialseg.losses.voxel_sets import VoxelSets, sum_over_voxels, voxel_sets_of
+from partialseg.losses.voxel_sets import (
+    VoxelSets,
+    mean_per_class,
+    sum_over_voxels,
+    voxel_sets_of,
+    where_counted,
+)
 
 #: In numerator and denominator of Dice, as in the published code.
 SMOOTH = 1e-5
@@ -113,18 +119,46 @@ class PublishedCodeWithSummedLogits(keras.losses.Loss):
             (0 to 1).
         """
         sets = voxel_sets_of(y_true, y_pred)
-        merged = _merged_classes(sets)
-        log_probabilities = _of_summed_logits(y_pred, merged)
-        truth = ops.cast(ops.matmul(sets.candidates, merged) > 0, merged.dtype) * sets.known
+        nll, marginal = self._marginal(sets, y_pred)
         return {
-            "CE": ops.mean(-ops.sum(truth * log_probabilities, axis=-1), axis=1),
-            "DC": -self._dice(_marginal_sums(sets, merged, ops.exp(log_probabilities), truth)),
+            "CE": ops.mean(nll, axis=1),
+            "DC": -self._dice(marginal),
             "eDC": self._dice(_exclusion_sums(sets)),
         }
+
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The three terms of each class; cross-entropy is the mean over the class's own voxels.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+        """
+        sets = voxel_sets_of(y_true, y_pred)
+        nll, marginal = self._marginal(sets, y_pred)
+        dice, exclusion_dice = (
+            ops.pad(
+                ops.broadcast_to(where_counted(sums.counted, _dice_per_organ(sums)), ops.shape(sums.overlap)),
+                ((0, 0), (1, 0)),  # background takes no part
+                constant_values=float("nan"),
+            )
+            for sums in (marginal, _exclusion_sums(sets))
+        )
+        return {"CE": mean_per_class(sets, nll), "DC": -dice, "eDC": exclusion_dice}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""
         return {**super().get_config(), "dtype": self.dtype, "exclusion": self.exclusion, "batch": self.batch}
+
+    def _marginal(self, sets: VoxelSets, y_pred: Tensor) -> tuple[Tensor, _DiceSums]:
+        """-log of the merged class' probability, `(batch, voxels)`, and the sums of its Dice."""
+        merged = _merged_classes(sets)
+        log_probabilities = _of_summed_logits(y_pred, merged)
+        truth = ops.cast(ops.matmul(sets.candidates, merged) > 0, merged.dtype) * sets.known
+        sums = _marginal_sums(sets, merged, ops.exp(log_probabilities), truth)
+        return -ops.sum(truth * log_probabilities, axis=-1), sums
 
     def _dice(self, sums: _DiceSums) -> Tensor:
         """Mean over the organs that are counted; `(batch,)`, 0 where none is."""
@@ -134,9 +168,12 @@ class PublishedCodeWithSummedLogits(keras.losses.Loss):
             totals = ops.stack([ops.sum(values, axis=0, keepdims=True) for values in counted_alone])
             sums = _DiceSums(*ops.unstack(sum_over_replicas(totals), num=4))
         counted = ops.minimum(sums.counted, 1)
-        dice = (2 * sums.overlap + SMOOTH) / (sums.truth + sums.predicted + SMOOTH)
-        values = ops.sum(dice * counted, axis=-1) / ops.maximum(ops.sum(counted, axis=-1), 1)
+        values = ops.sum(_dice_per_organ(sums) * counted, axis=-1) / ops.maximum(ops.sum(counted, axis=-1), 1)
         return ops.broadcast_to(values, (num_samples,))
+
+
+def _dice_per_organ(sums: _DiceSums) -> Tensor:
+    return (2 * sums.overlap + SMOOTH) / (sums.truth + sums.predicted + SMOOTH)
 
 
 def _merged_classes(sets: VoxelSets) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from partialseg.losses.class_terms import class_terms
 from partialseg.losses.inputs import Tensor
 from partialseg.losses.reductions import checked_class_reduction
 from partialseg.losses.terms import (
@@ -120,6 +121,25 @@ class PartialSupervision(keras.losses.Loss):
             {'mCE': 0.2231, 'mDC': 0.5556, 'eCE': 0.1823, 'eDC': 0.1111}
         """
         return self._values(y_true, y_pred, TERMS)
+
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The four terms of each class, without weights: see `partialseg.losses.class_terms`.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+
+        Example:
+            >>> loss = PartialSupervision(from_logits=False)
+            >>> values = loss.class_values([[[1, 0, 1], [0, 1, 0]]], [[[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]]])
+            >>> round(float(values["mCE"][0, 1]), 4)  # -log(0.8), of the voxel of liver
+            0.2231
+        """
+        options = (self.from_logits, self.merged_background_excludes, self.partial_samples_only)
+        return class_terms(y_true, y_pred, *options)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""

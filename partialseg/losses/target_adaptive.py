@@ -8,6 +8,7 @@ import keras
 
 from partialseg.losses.inputs import Tensor
 from partialseg.losses.marginal import MarginalCrossEntropy
+from partialseg.losses.voxel_sets import marginal_nll, mean_per_class, voxel_sets_of
 
 
 @keras.saving.register_keras_serializable(package="partialseg")
@@ -69,6 +70,19 @@ class TargetAdaptive(keras.losses.Loss):
             y_pred: Logits or probabilities, same shape.
         """
         return {"TAL": self.call(y_true, y_pred)}
+
+    def class_values(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
+        """The mean of the loss over each class's own voxels.
+
+        Args:
+            y_true: Candidates, `(batch, ..., classes)`.
+            y_pred: Logits or probabilities, same shape.
+
+        Returns:
+            `(batch, classes)` under the names of `values`; NaN where a class takes no part.
+        """
+        sets = voxel_sets_of(y_true, y_pred, self.from_logits)
+        return {"TAL": mean_per_class(sets, marginal_nll(sets))}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""

@@ -52,10 +52,36 @@ def voxel_sets_of(y_true: Tensor, y_pred: Tensor, from_logits: bool = True) -> V
     return VoxelSets(candidates, size, known, log_probabilities)
 
 
-def marginal_cross_entropy(sets: VoxelSets) -> Tensor:
-    """Mean over all voxels of -log q, with q the probability of the voxel's set, 0 where ignored; `(batch,)`."""
+def marginal_nll(sets: VoxelSets) -> Tensor:
+    """-log q, with q the probability of the voxel's set, 0 where ignored; `(batch, voxels)`."""
     log_q = marginal_log_probability(sets.candidates, sets.log_probabilities)
-    return ops.mean(ops.where(sets.known[..., 0] > 0, -log_q, 0), axis=1)
+    return ops.where(sets.known[..., 0] > 0, -log_q, 0)
+
+
+def marginal_cross_entropy(sets: VoxelSets) -> Tensor:
+    """Mean over all voxels of `marginal_nll`; `(batch,)`."""
+    return ops.mean(marginal_nll(sets), axis=1)
+
+
+def mean_per_class(sets: VoxelSets, nll: Tensor) -> Tensor:
+    """Mean of `(batch, voxels)` over the voxels labelled with each class, NaN where there is none; `(batch, classes)`.
+
+    A voxel of several candidates is labelled with the lowest of them: background, where that is among them.
+
+    Example:
+        >>> sets = voxel_sets_of([[[1, 0, 1], [0, 1, 0]]], [[[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]]], from_logits=False)
+        >>> [round(float(value), 2) for value in mean_per_class(sets, marginal_nll(sets))[0]]
+        [0.22, 0.22, nan]
+    """
+    lower = ops.cumsum(sets.candidates, axis=-1) - sets.candidates
+    labelled = sets.candidates * ops.cast(lower == 0, sets.candidates.dtype) * sets.known
+    voxels = sum_over_voxels(labelled)
+    return where_counted(voxels, sum_over_voxels(labelled * nll[..., None]) / ops.maximum(voxels, 1))
+
+
+def where_counted(counted: Tensor, values: Tensor) -> Tensor:
+    """The values, NaN where `counted` is 0: there is nothing to tell of such a class."""
+    return ops.where(counted > 0, values, float("nan"))
 
 
 def sum_over_voxels(values: Tensor) -> Tensor:

@@ -129,11 +129,14 @@ def learning_curves(log: pd.DataFrame, terms: pd.DataFrame | None = None) -> byt
 
     Args:
         log: Columns `stage`, `epoch`, `learning_rate`, `loss`: a row per epoch.
-        terms: Columns `stage`, `epoch`, `dataset`, `term`, `value`.
+        terms: Columns `stage`, `epoch`, `dataset`, `organ`, `term`, `value`. Of its rows those whose organ is "all"
+            are drawn; without that column, all.
 
     Returns:
         A PNG file.
     """
+    if terms is not None and "organ" in terms:
+        terms = terms[terms["organ"] == "all"]
     stages = list(dict.fromkeys(log["stage"]))
     number = {key: position + 1 for position, key in enumerate(zip(log["stage"], log["epoch"], strict=True))}
     ends = [max(place for (stage, _), place in number.items() if stage == name) for name in stages]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
 from partialseg.training.devices import Workers
-from partialseg.training.history import Progress
+from partialseg.training.history import ALL_ORGANS, Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.optimizers import averaged_weights
 from partialseg.training.state import TrainingState, bring_home
@@ -65,47 +65,70 @@ def schedule_step(
             progress.wait = 0
 
 
+#: Dataset, class (or `ALL_ORGANS`), term, value.
+TermRow = tuple[str, str, str, float]
+
+
 class TermsPerDataset:
     """Every loss term on fixed patches of every dataset, so that the curves of epochs can be compared.
 
     Args:
-        loss: The loss that training uses, one of `partialseg.losses.PRESETS`; its terms (its `values`) are
-            logged without their weights.
+        loss: The loss that training uses, one of `partialseg.losses.PRESETS`; its terms (its `values`, and its
+            `class_values` for each class) are logged without their weights.
+        classes: Names of the classes, background first.
         patches: Per dataset the images, float32 HU `(n, d, h, w, 1)`, and candidates, uint8 `(n, d, h, w, C)`.
     """
 
-    def __init__(self, loss: keras.losses.Loss, patches: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(
+        self,
+        loss: keras.losses.Loss,
+        classes: Sequence[str],
+        patches: dict[str, tuple[np.ndarray, np.ndarray]],
+    ) -> None:
         self.loss = loss
+        self.classes = tuple(classes)
         self.patches = patches
 
-    def __call__(self, model: keras.Model) -> list[tuple[str, str, float]]:
-        """Rows (dataset, term, mean over the dataset's patches)."""
+    def __call__(self, model: keras.Model) -> list[TermRow]:
+        """For each dataset and term the mean over its patches, and for each class that over those it is part of."""
         rows = []
         for dataset, (images, candidates) in self.patches.items():
             of_patches = [
                 self._evaluate(model, image[None], target[None])
                 for image, target in zip(images, candidates, strict=True)
             ]
-            rows += [
-                (dataset, term, float(np.mean([values[term] for values in of_patches])))
-                for term in of_patches[0]
-            ]
+            for term in of_patches[0]:
+                whole, per_class = (
+                    np.array([values[term][part] for values in of_patches]) for part in range(2)
+                )
+                rows.append((dataset, ALL_ORGANS, term, float(np.mean(whole))))
+                for organ, values in zip(self.classes, np.moveaxis(per_class, -1, 0), strict=True):
+                    if not np.isnan(values).all():
+                        rows.append((dataset, organ, term, float(np.nanmean(values))))
         return rows
 
     def _evaluate(
         self, model: keras.Model, image: np.ndarray, candidates: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if on_tensorflow():
             return self._values(model, image, candidates)
         logits = first_output(model.predict_on_batch(image))
-        values = self.loss.values(ops.convert_to_tensor(candidates), ops.convert_to_tensor(logits))
-        return {term: ops.convert_to_numpy(value) for term, value in values.items()}
+        values = self._of_logits(ops.convert_to_tensor(candidates), ops.convert_to_tensor(logits))
+        return {term: tuple(ops.convert_to_numpy(value) for value in values[term]) for term in values}
 
     @tf.function(autograph=False)
-    def _values(self, model: keras.Model, image: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _values(
+        self, model: keras.Model, image: tf.Tensor, candidates: tf.Tensor
+    ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         """The terms of one patch; `predict_on_batch` would return it once for each replica of a strategy."""
         logits = model(image, training=False)
-        return self.loss.values(candidates, logits[0] if isinstance(logits, list | tuple) else logits)
+        return self._of_logits(candidates, logits[0] if isinstance(logits, list | tuple) else logits)
+
+    def _of_logits(self, candidates: Any, logits: Any) -> dict[str, tuple[Any, Any]]:
+        """Each term of a patch as a whole, and of each class, `(1, classes)`."""
+        per_class = self.loss.class_values(candidates, logits)
+        whole = self.loss.values(candidates, logits)
+        return {term: (value, per_class[term]) for term, value in whole.items()}
 
 
 @dataclass
@@ -232,7 +255,7 @@ class Bookkeeper(keras.callbacks.Callback):
             ]
         )
         progress.terms += [
-            [self.stage.name, progress.epoch, dataset, term, round(v, 6)] for dataset, term, v in rows
+            [self.stage.name, progress.epoch, *where, round(value, 6)] for *where, value in rows
         ]
         progress.validation += [
             [self.stage.name, progress.epoch, *score[:-1], round(score.dice, 6)] for score in scores
@@ -290,15 +313,16 @@ class Bookkeeper(keras.callbacks.Callback):
                 tf.summary.scalar(name, float(np.mean(values)), len(self.books.progress.log))
         self.books.writer.flush()
 
-    def _write_tensorboard(self, loss: float, wait: float | None, rows: list[tuple[str, str, float]]) -> None:
+    def _write_tensorboard(self, loss: float, wait: float | None, rows: list[TermRow]) -> None:
         step, writer = len(self.books.progress.log), self.books.writer
         with writer.as_default():
             tf.summary.scalar("loss", loss, step)
             if wait is not None:
                 tf.summary.scalar("data_wait", wait, step)
             tf.summary.scalar("learning_rate", self.books.progress.learning_rate, step)
-            for dataset, term, value in rows:
-                tf.summary.scalar(f"{term}/{dataset}", value, step)
+            for dataset, organ, term, value in rows:
+                name = f"{term}/{dataset}" if organ == ALL_ORGANS else f"{term}/{dataset}/{organ}"
+                tf.summary.scalar(name, value, step)
         writer.flush()
 
 

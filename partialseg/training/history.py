@@ -16,7 +16,9 @@ LOG_COLUMNS = (
     *("data_wait", "dice_patches", "dice_volumes"),
 )
 VALIDATION_COLUMNS = ("stage", "epoch", "source", "dataset", "case", "organ", "dice")
-TERM_COLUMNS = ("stage", "epoch", "dataset", "term", "value")
+TERM_COLUMNS = ("stage", "epoch", "dataset", "organ", "term", "value")
+#: In place of an organ: the term as the loss has it, over all classes.
+ALL_ORGANS = "all"
 
 
 @dataclass
@@ -50,6 +52,13 @@ class Progress:
     log: list[list[Any]] = field(default_factory=list)
     terms: list[list[Any]] = field(default_factory=list)
     validation: list[list[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Rows that were logged before terms were logged by organ have one column less.
+        without_organ = len(TERM_COLUMNS) - 1
+        self.terms = [
+            [*row[:3], ALL_ORGANS, *row[3:]] if len(row) == without_organ else row for row in self.terms
+        ]
 
     def write_tables(self, folder: Path) -> None:
         """Write log.csv and terms.csv, and validation.csv where there was one."""

@@ -4,7 +4,8 @@ RUN/config.yaml        the resolved config
 RUN/run.json           classes, spacing, patch size, datasets, versions
 RUN/model.keras        the trained network
 RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait, Dice of the validation
-RUN/terms.csv          a row per epoch, dataset and loss term: stage, epoch, dataset, term, value
+RUN/terms.csv          a row per epoch, dataset, organ ("all": the term itself) and loss term: stage, epoch, dataset,
+                       organ, term, value
 RUN/validation.csv     a row per Dice: stage, epoch, source (patches, volumes), dataset, case, organ, dice
 RUN/not_finite/        after a loss that is no number: what was found, and the patches
 RUN/tensorboard/       the same for TensorBoard

@@ -369,7 +369,7 @@ def _open_books(
         best=workers.checkpoints(run.folder / "best"),
         stop=StopRequest(),
         workers=workers,
-        terms=TermsPerDataset(losses[0], _monitor_patches(config, prepared)),
+        terms=TermsPerDataset(losses[0], prepared.classes, _monitor_patches(config, prepared)),
         validation=None if config.validation is None else Validation(config, prepared),
         writer=tf.summary.create_file_writer(str(logs / "tensorboard")),
     )

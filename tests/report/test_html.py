@@ -63,7 +63,8 @@ def study(tmp_path_factory):
             "stage,epoch,learning_rate,loss,seconds\nF,1,0.001,0.9,3\nF,2,0.001,0.7,3\n"
         )
         (run / "terms.csv").write_text(
-            "stage,epoch,dataset,term,value\nF,1,msd_liver,mCE,0.9\nF,2,msd_liver,mCE,0.7\n"
+            "stage,epoch,dataset,organ,term,value\nF,1,msd_liver,all,mCE,0.9\nF,1,msd_liver,liver,mCE,0.95\n"
+            "F,2,msd_liver,all,mCE,0.7\nF,2,msd_liver,liver,mCE,0.75\n"
         )
     networks = {
         "F alone": {"run": "f_alone", "scores": ["f_alone/scores_msd_liver/scores.csv"]},

@@ -105,12 +105,15 @@ def test_learning_curves_have_a_panel_for_each_term(epochs):
     )
     terms = pd.DataFrame(
         [
-            [row.stage, row.epoch, "btcv", term, row.loss]
+            [row.stage, row.epoch, "btcv", organ, term, row.loss * scale]
             for row in log.itertuples()
+            for organ, scale in (("all", 1), ("liver", 3))
             for term in ("mCE", "mDC")
         ],
-        columns=["stage", "epoch", "dataset", "term", "value"],
+        columns=["stage", "epoch", "dataset", "organ", "term", "value"],
     )
     alone, both = pixels(learning_curves(log)), pixels(learning_curves(log, terms))
+    whole = terms[terms["organ"] == "all"].drop(columns="organ")
+    np.testing.assert_array_equal(both, pixels(learning_curves(log, whole)))
     assert both.shape[0] > 1.5 * alone.shape[0]  # four panels take a second row
     assert centre_of(both, "blue")[2] > 0 == np.count_nonzero(np.ptp(alone, axis=-1) > 60)

@@ -37,6 +37,6 @@ def test_two_devices_train_to_the_weights_and_terms_of_one(tiny_prepared, tmp_pa
     for of_one, of_two in zip(one.load_model().get_weights(), two.load_model().get_weights(), strict=True):
         np.testing.assert_allclose(of_two, of_one, atol=1e-5)
     terms = [
-        np.genfromtxt(run.folder / "terms.csv", delimiter=",", skip_header=1)[:, 4] for run in (one, two)
+        np.genfromtxt(run.folder / "terms.csv", delimiter=",", skip_header=1)[:, 5] for run in (one, two)
     ]
     np.testing.assert_allclose(*terms, atol=1e-4)

@@ -82,13 +82,18 @@ def test_run_folder_holds_config_network_and_logs(run, config, tiny_prepared):
     terms = rows(run.folder / "terms.csv")
     assert {r["dataset"] for r in terms} == set(prepared.datasets)
     assert {r["term"] for r in terms} == {"mCE", "mDC", "eCE", "eDC"}
-    assert len(terms) == len(log) * len(prepared.datasets) * 4
+    whole = [r for r in terms if r["organ"] == "all"]
+    assert len(whole) == len(log) * len(prepared.datasets) * 4
+    assert {r["organ"] for r in terms} <= {"all", *prepared.classes}
+    for name, dataset in prepared.datasets.items():
+        of_dataset = {r["organ"] for r in terms if r["dataset"] == name and r["term"] == "mDC"}
+        assert of_dataset == {"all", "background", *dataset.annotated}
     assert any((run.folder / "tensorboard").iterdir())
     assert not (run.folder / "checkpoint").exists()
 
 
 def test_fully_annotated_dataset_has_no_exclusion_loss(run):
-    terms = rows(run.folder / "terms.csv")
+    terms = [r for r in rows(run.folder / "terms.csv") if r["organ"] == "all"]
     assert {float(r["value"]) for r in terms if r["dataset"] == "btcv" and r["term"] in ("eCE", "eDC")} == {
         0.0
     }
