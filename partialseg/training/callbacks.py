@@ -19,50 +19,17 @@ from partialseg.models.sliding_window import first_output
 from partialseg.progress import console
 from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints
-from partialseg.training.config import ScheduleConfig, StageConfig, TrainingConfig
+from partialseg.training.config import StageConfig, TrainingConfig
 from partialseg.training.devices import Workers
 from partialseg.training.history import ALL_ORGANS, Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.optimizers import averaged_weights
+from partialseg.training.schedule import step_schedule
 from partialseg.training.state import TrainingState, bring_home
 from partialseg.training.validation import PATCHES, VOLUMES, Score, Validation, mean_dice
 
 #: Share of an epoch that the device may wait for data before its line says what to do.
 MUCH_WAIT = 0.1
-
-
-def schedule_step(
-    progress: Progress, loss: float, schedule: ScheduleConfig, first: float, epochs: int
-) -> None:
-    """Set the learning rate of the next epoch, in `progress`, in place.
-
-    Under "plateau" (section 4.3 of the paper) it is multiplied by `schedule.factor` when the loss has not
-    fallen by `schedule.min_delta` below the lowest so far in `schedule.patience` epochs. The state is part of
-    `progress`, so a resumed run goes on as if it had never stopped.
-
-    Args:
-        progress: After the epoch that just ended.
-        loss: Mean loss of that epoch.
-        schedule: The rule.
-        first: Learning rate with which the stage began.
-        epochs: Of the stage.
-
-    Example:
-        >>> progress = Progress(learning_rate=0.1)
-        >>> for loss in (1.0, 1.0, 1.0):
-        ...     schedule_step(progress, loss, ScheduleConfig(patience=2), first=0.1, epochs=3)
-        >>> round(progress.learning_rate, 3)
-        0.08
-    """
-    if schedule.kind == "polynomial":
-        progress.learning_rate = first * max(0.0, 1 - progress.epoch / epochs) ** schedule.power
-    elif progress.best is None or loss < progress.best - schedule.min_delta:
-        progress.best, progress.wait = loss, 0
-    else:
-        progress.wait += 1
-        if progress.wait >= schedule.patience:
-            progress.learning_rate *= schedule.factor
-            progress.wait = 0
 
 
 #: Dataset, class (or `ALL_ORGANS`), term, value.
@@ -262,8 +229,7 @@ class Bookkeeper(keras.callbacks.Callback):
         ]
         self._write_tensorboard(loss, wait, rows)
         self._write_dice(scores, dice)
-        schedule = self.stage.schedule or self.config.schedule
-        schedule_step(progress, loss, schedule, self.config.optimizer.learning_rate, self.stage.epochs)
+        step_schedule(progress, loss, self.config)
         self.model.optimizer.learning_rate = progress.learning_rate
         progress.write_tables(books.folder)
         books.save()

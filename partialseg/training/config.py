@@ -47,11 +47,12 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How the learning rate falls within a stage.
+    """How the learning rate falls.
 
     Attributes:
         kind: "plateau", the paper's: times `factor` when the loss has not fallen by `min_delta` in `patience`
-            epochs. "polynomial", nnU-Net's: times `(1 - epoch / epochs) ** power`.
+            epochs; each stage begins with the rate of the config. "polynomial", nnU-Net's: times
+            `(1 - epoch / epochs) ** power`, where the epochs are those of all stages without a schedule of their own.
         factor, patience, min_delta: Of "plateau".
         power: Of "polynomial".
     """

@@ -47,6 +47,7 @@ from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.not_finite import LossIsNotFiniteError, explain
 from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
 from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
+from partialseg.training.schedule import first_rate
 from partialseg.training.stage_patches import held_out
 from partialseg.training.state import TrainingState, bring_home
 from partialseg.training.validation import Validation
@@ -362,7 +363,7 @@ def _open_books(
         )
     books = Books(
         folder=logs,
-        progress=Progress(learning_rate=config.optimizer.learning_rate),
+        progress=Progress(learning_rate=first_rate(config, 0)),
         state=TrainingState(model, losses),
         loss=losses[0],
         checkpoints=workers.checkpoints(folder),
@@ -397,7 +398,7 @@ def _train_stages(
     for index in range(progress.stage, len(config.stages)):
         if index > progress.stage:  # a new stage begins with its own learning rate and plateau
             progress.stage, progress.epoch, progress.best, progress.wait = index, 0, None, 0
-            progress.learning_rate = config.optimizer.learning_rate
+            progress.learning_rate = first_rate(config, index)
         model.optimizer.learning_rate = progress.learning_rate
         if progress.step:  # what is left of the epoch under way
             _fit(model, config, prepared, books, progress.epoch + 1)

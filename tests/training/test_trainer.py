@@ -18,10 +18,8 @@ from partialseg.errors import DataError
 from partialseg.losses import PRESETS
 from partialseg.models import NETWORKS
 from partialseg.training import callbacks, read_config, read_run, train, trainer
-from partialseg.training.callbacks import schedule_step
 from partialseg.training.checkpoints import Checkpoints
-from partialseg.training.config import ScheduleConfig, StageConfig
-from partialseg.training.history import Progress
+from partialseg.training.config import StageConfig
 from partialseg.training.loss_config import LOSS_CONFIGS, MaskedSigmoidConfig, PriorAwareConfig
 from partialseg.training.network_config import NETWORK_CONFIGS
 from partialseg.training.not_finite import LossIsNotFiniteError
@@ -366,26 +364,6 @@ def test_a_batch_that_devices_cannot_share_is_refused(config, tiny_prepared, tmp
     odd = config.model_copy(update={"batch_size": 3})
     with pytest.raises(DataError, match="shared evenly by 2 devices"):
         train(odd, tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
-
-
-def test_learning_rate_drops_by_a_fifth_when_the_loss_stays():
-    progress, schedule = Progress(learning_rate=1.0), ScheduleConfig(factor=0.8, patience=10, min_delta=1e-3)
-    for loss in [1.0] + [1.0 - 0.0005] * 10:
-        schedule_step(progress, loss, schedule, first=1.0, epochs=20)
-    assert progress.learning_rate == pytest.approx(0.8)
-    for loss in (0.9, 0.8, 0.7):
-        schedule_step(progress, loss, schedule, first=1.0, epochs=20)
-    assert progress.learning_rate == pytest.approx(0.8)
-    assert (progress.best, progress.wait) == (0.7, 0)
-
-
-def test_polynomial_schedule_falls_to_nothing_at_the_end_of_a_stage():
-    progress, schedule = Progress(learning_rate=2.0), ScheduleConfig(kind="polynomial", power=0.5)
-    rates = []
-    for progress.epoch in range(1, 5):
-        schedule_step(progress, 1.0, schedule, first=2.0, epochs=4)
-        rates.append(progress.learning_rate)
-    assert rates == pytest.approx([2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
 
 
 OPTIONS = {
