@@ -85,13 +85,17 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bits(
     config_file, tiny_prepared, uninterrupted, tmp_path
 ):
     out, chance = tmp_path / "run", random.Random()
+    # Shown by `pytest -s`, and by pytest itself where it fails: the moments are others each time.
+    print("\n| kill | saved at the start, step | saved at the kill, step | seconds |\n|---|---|---|---|")
     for kill in range(10):
+        began, first = time.monotonic(), steps_saved(out)
         process = start(config_file, tiny_prepared, out)
         wait_for_step(process, out, steps_saved(out) + chance.randint(0, 3))
         time.sleep(chance.uniform(0, 0.2))
         assert process.poll() is None, f"ended before kill {kill + 1}: {process.communicate()[1][-2000:]}"
         process.kill()
         process.wait()
+        print(f"| {kill + 1} | {first} | {steps_saved(out)} | {time.monotonic() - began:.2f} |")
     finish(start(config_file, tiny_prepared, out))
     assert_same(results(out), uninterrupted)
 
