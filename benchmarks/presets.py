@@ -2,11 +2,12 @@
 
     partialseg phantom RAW --preset demo
     partialseg prepare btcv msd_liver msd_spleen msd_pancreas kits19 --raw RAW --out PREPARED --spacing 6 4 4
-    python benchmarks/presets.py PREPARED --out DIR [--steps 1000]
+    python benchmarks/presets.py PREPARED --out DIR [--steps 1000] [--seeds 0 1]
 
 All are tried on the same held-out cases (fold 0 of 3) after each epoch. `paper` is section 4.3 with its rate of
 1e-1, `paper, rate 1e-3` the same with a lower one, `default` the other preset; each stage is as long as its share of
-all steps. Writes presets.png and presets.md beside the runs.
+all steps. With several seeds the curves and the table are means over them. Writes presets.png and presets.md beside the
+runs.
 """
 
 from __future__ import annotations
@@ -53,32 +54,51 @@ def configs(steps: int) -> dict[str, TrainingConfig]:
     return {name: TrainingConfig.model_validate(content) for name, content in contents.items()}
 
 
+def logs_of(options: argparse.Namespace) -> dict[str, list[pd.DataFrame]]:
+    """Train every config with every seed; log.csv of each, by the config's name."""
+    logs: dict[str, list[pd.DataFrame]] = {}
+    for seed in options.seeds:
+        for name, config in configs(options.steps).items():
+            out = options.out / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+            run = train(config.model_copy(update={"seed": seed}), options.prepared, out)
+            logs.setdefault(name, []).append(pd.read_csv(run.folder / "log.csv"))
+    return logs
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and all where there are several."""
+    each = f" ({', '.join(f'{value:.3f}' for value in values)})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.3f}{each}"
+
+
 def main() -> None:
     """Train, plot, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prepared")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    logs = {}
-    for name, config in configs(options.steps).items():
-        run = train(config, options.prepared, options.out / name.replace(", ", "_").replace(" ", "_"))
-        logs[name] = pd.read_csv(run.folder / "log.csv")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     lines = [
         "| preset | Dice of held-out volumes: best | last | Dice of patches: last | minutes |",
         "|---|---|---|---|---|",
     ]
-    for name, log in logs.items():
+    for name, of_seeds in logs_of(options).items():
+        columns = ["loss", "dice_patches", "dice_volumes", "seconds"]
+        log = sum(log[columns] for log in of_seeds) / len(of_seeds)
         epochs = range(1, len(log) + 1)
         left.plot(epochs, log["loss"], label=name)
         (line,) = right.plot(epochs, log["dice_patches"], alpha=0.4)
         volumes = log["dice_volumes"].dropna()
         right.plot(volumes.index + 1, volumes, "o-", color=line.get_color(), label=name)
-        lines.append(
-            f"| {name} | {volumes.max():.3f} | {volumes.iloc[-1]:.3f} | {log['dice_patches'].iloc[-1]:.3f} | "
-            f"{log['seconds'].sum() / 60:.1f} |"
+        cells = (
+            spread([one["dice_volumes"].max() for one in of_seeds]),
+            spread([one["dice_volumes"].dropna().iloc[-1] for one in of_seeds]),
+            spread([one["dice_patches"].iloc[-1] for one in of_seeds]),
+            f"{log['seconds'].sum() / 60:.1f}",
         )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     left.set(xlabel="epoch", ylabel="loss of training", yscale="log")
     right.set(xlabel="epoch", ylabel="mean Dice, held out (dots: whole volumes)", ylim=(0, 1))
     right.legend()
