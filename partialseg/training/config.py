@@ -28,7 +28,7 @@ class OptimizerConfig(Section):
 
     Attributes:
         name: "adam", or "sgd" with Nesterov's momentum.
-        learning_rate: With which every stage begins.
+        learning_rate: With which training begins, and each stage whose schedule does not go on from the one before.
         momentum: Of "sgd".
         weight_decay: Share of each weight, times the learning rate, that is taken off at each update, beside the
             gradient (Loshchilov and Hutter, 2019); 0 for none. nnU-Net adds 3e-5 of the weight to the gradient
