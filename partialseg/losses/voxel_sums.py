@@ -13,6 +13,10 @@ itself is as small as exp(-2e4).
 
 Voxels whose set holds all classes, or none, as zero padding makes them, are ignored: they are part of no sum
 and have no gradient.
+
+Where a GPU rounds the factors of matrix products to TF32, as TensorFlow and JAX let it, `labelled` sums
+probabilities of 11 bits: within 0.05 % of the exact sum. Counts of voxels stay exact, and so does every gradient but
+for what it takes from these sums.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from partialseg.losses.compilation import compiled_alone
+from partialseg.losses.gradients import with_gradient
 from partialseg.losses.inputs import LOG_ZERO, Tensor, rows_of_candidates_and_logits
 
 
@@ -96,17 +101,10 @@ def voxel_sums(
     candidates, logits = rows_of_candidates_and_logits(y_true, y_pred, from_logits)
     forward, backward = _passes(logits.shape[-1], exclusion, merged_background_excludes, penalise_background)
 
-    @ops.custom_gradient
-    def packed_sums(candidates: Tensor, logits: Tensor) -> tuple[Tensor, Callable[..., Any]]:
-        sums, voxels = forward(candidates, logits)
+    def gradients(rows: tuple[Tensor, Tensor], voxels: _Voxels, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.zeros_like(rows[0]), backward(*rows, voxels, upstream)
 
-        # PyTorch passes the arguments again, and upstream by name; TensorFlow and JAX pass upstream alone.
-        def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            upstream = args[0] if upstream is None else upstream
-            return ops.zeros_like(candidates), backward(candidates, logits, voxels, upstream)
-
-        return sums, gradient
-
+    packed_sums = with_gradient(forward, gradients)
     sums = _unpacked(packed_sums(candidates, logits), logits.shape[-1], exclusion)
     return VoxelSums(
         **sums._asdict(),
@@ -186,7 +184,7 @@ def _passes(
             marginal_nll=ops.sum(nll, axis=(1, 2)),
         )
         if exclusion:
-            excluded = _excluded(sets, merged_background_excludes)
+            excluded = excluded_classes(sets, merged_background_excludes)
             # First over the classes, which XLA does without writing the products down.
             penalty = ops.sum(excluded * penalised(sets) * ops.log1p(p), axis=-1)
             sums = sums._replace(
@@ -200,7 +198,7 @@ def _passes(
         by_p = _rows_of(by.labelled, voxels.label)
         if exclusion:
             by_penalty = by.exclusion_penalty[:, None, None] * penalised(sets)
-            excluded = _excluded(sets, merged_background_excludes)
+            excluded = excluded_classes(sets, merged_background_excludes)
             by_p = by_p + excluded * (by.excluded_probability[:, None] + by_penalty / (1 + p))
         # Not times `sets`: outside the set the exponential may be infinite.
         given_set = ops.where(sets > 0, ops.exp((_flat(logits) - voxels.highest) - voxels.log_total), 0)
@@ -240,8 +238,8 @@ def _two_sides(sets: Tensor, logits: Tensor) -> tuple[_Voxels, Tensor]:
     return voxels, ops.where(known, (highest_of_all - highest) + (log_total_of_all - log_total), 0)
 
 
-def _excluded(sets: Tensor, merged_background_excludes: bool) -> Tensor:
-    """Classes that a voxel cannot be (eq. 9), 0 or 1; any value will do where p is 0, at ignored voxels."""
+def excluded_classes(sets: Tensor, merged_background_excludes: bool) -> Tensor:
+    """Classes that a voxel cannot be (eq. 9), 0 or 1, `(..., classes)`; of no use at ignored voxels."""
     return 1 - sets if merged_background_excludes else (1 - sets) * (1 - sets[..., :1])
 
 

@@ -3,7 +3,8 @@
 Left to automatic gradients, the two layers keep and pass over more copies of the features than their formulas
 need. Here the forward pass leaves its input, a mean and a scale per sample and channel, and nothing else as large
 as the features besides its output; the backward pass makes the normalised features again. Sums over the voxels are
-matrix products by a row of ones, the fastest of the ways tried to sum channels-last features on CPUs.
+matrix products by a row of ones where these keep float32's digits: the fastest of the ways tried to sum
+channels-last features on CPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import keras
 from keras import ops
 
 from partialseg.losses.compilation import compiled_alone
+from partialseg.losses.gradients import with_gradient
 
 #: A Keras tensor of whichever backend is in use.
 Tensor = Any
@@ -71,8 +73,9 @@ class InstanceNormLeakyReLU(keras.layers.Layer):
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         """Normalised and rectified features."""
-        # Copies, since TensorFlow's custom gradients take tensors alone, no variables.
-        gamma, beta = ops.copy(self.gamma), ops.copy(self.beta)
+        # Copies, since TensorFlow's custom gradients take tensors alone, no variables. In float32 also where the
+        # policy is float16 throughout.
+        gamma, beta = _accurate(ops.copy(self.gamma)), _accurate(ops.copy(self.beta))
         # XLA compiles for each shape anew: not for prediction, where sizes differ and a SavedModel must do without.
         y = instance_norm_leaky_relu(
             x, gamma, beta, self.epsilon, self.negative_slope, compiled=bool(training)
@@ -112,17 +115,7 @@ def instance_norm_leaky_relu(
         [-0.01, 3.0]
     """
     forward, backward = _passes(epsilon, negative_slope, compiled)
-
-    @ops.custom_gradient
-    def normalised(features: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Callable[..., Any]]:
-        y, mean, scale = forward(features, gamma, beta)
-
-        # PyTorch passes the arguments again, and upstream by name; TensorFlow and JAX pass upstream alone.
-        def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-            return backward(args[0] if upstream is None else upstream, features, gamma, beta, mean, scale)
-
-        return y, gradient
-
+    normalised = with_gradient(forward, backward)
     # A row is one step of the first spatial axis: all numbers of axes share the compiled passes.
     shape = ops.shape(x)
     rows = ops.reshape(x, (shape[0], shape[1], math.prod(shape[2:-1]), shape[-1]))
@@ -133,19 +126,20 @@ def instance_norm_leaky_relu(
 def _passes(
     epsilon: float, negative_slope: float, compiled: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The pass to the result, its mean and 1 / sqrt(v + epsilon), and the pass back to the three gradients."""
+    """The pass to the result, with mean and 1 / sqrt(v + epsilon), and the pass back to the three gradients."""
 
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         features = _accurate(x)
         mean = _sum(features) / _num_voxels(features)
         centred = features - mean
         scale = ops.rsqrt(_sum(centred * centred) / _num_voxels(features) + epsilon)
         z = centred * (scale * gamma) + beta
-        return ops.cast(ops.where(z > 0, z, negative_slope * z), x.dtype), mean, scale
+        return ops.cast(ops.where(z > 0, z, negative_slope * z), x.dtype), (mean, scale)
 
     def backward(
-        upstream: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, scale: Tensor
+        arguments: tuple[Tensor, Tensor, Tensor], kept: tuple[Tensor, Tensor], upstream: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        (x, gamma, beta), (mean, scale) = arguments, kept
         centred = _accurate(x) - mean
         by_z = _accurate(upstream)
         by_z = ops.where(centred * (scale * gamma) + beta > 0, by_z, negative_slope * by_z)
@@ -165,9 +159,25 @@ def _accurate(x: Tensor) -> Tensor:
 
 def _sum(features: Tensor) -> Tensor:
     """Sum over voxels, `(batch, 1, 1, channels)`; row by row, since float32 loses digits in one long sum."""
+    if not _products_keep_digits():
+        return ops.sum(ops.sum(features, axis=2, keepdims=True), axis=1, keepdims=True)
     row = ops.ones_like(features[:, :, :, :1])
     sums = ops.matmul(ops.transpose(row, (0, 1, 3, 2)), features)
     return ops.sum(sums, axis=1, keepdims=True)
+
+
+@functools.cache
+def _products_keep_digits() -> bool:
+    """Whether matrix products of float32 are of float32: on GPUs TensorFlow and JAX round factors to TF32, 11 bits."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.get_visible_devices("GPU")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    return True
 
 
 def _num_voxels(features: Tensor) -> Tensor:

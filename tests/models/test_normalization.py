@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from partialseg.models import normalization
 from partialseg.models.normalization import InstanceNormLeakyReLU, instance_norm_leaky_relu
 
 GAMMA, BETA = np.array([0.5, -2.0, 1.5]), np.array([0.3, -0.1, 0.0])
@@ -119,6 +120,38 @@ def test_statistics_are_float32_under_mixed_precision(policy):
     tolerance = 2e-2 if policy == "mixed_bfloat16" else 3e-3
     found = ops.convert_to_numpy(ops.cast(found, "float32"))
     np.testing.assert_allclose(found, expected(rounded), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_gradients_have_the_dtype_of_what_they_are_of_in_half_precision(policy):
+    layer = layer_with_weights(dtype=policy)
+    x = ops.cast(features(), policy)
+    assert keras.backend.standardize_dtype(layer(x, training=True).dtype) == policy
+    weights = features(seed=1)
+    arguments = [ops.cast(x, policy), ops.cast(GAMMA, "float32"), ops.cast(BETA, "float32")]
+    found = gradients(
+        lambda *a: ops.cast(instance_norm_leaky_relu(*a, 1e-5, 0.01), "float32"),
+        arguments,
+        ops.convert_to_tensor(weights.astype("float32")),
+    )
+    exact = [ops.cast(argument, "float32") for argument in arguments]
+    usual = gradients(two_layers, exact, ops.convert_to_tensor(weights.astype("float32")))
+    for gradient, wanted in zip(found, usual, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(gradient, "float32"), wanted, atol=0.03 * max(1, np.abs(wanted).max())
+        )
+
+
+def test_sums_without_matrix_products_give_the_same(monkeypatch):
+    x = features(mean=10.0).astype("float32")
+    by_products = ops.convert_to_numpy(layer_with_weights()(x))
+    monkeypatch.setattr(normalization, "_products_keep_digits", lambda: False)
+    np.testing.assert_allclose(ops.convert_to_numpy(layer_with_weights()(x)), by_products, atol=1e-5)
+    arguments = [ops.convert_to_tensor(a.astype("float32")) for a in (x, GAMMA, BETA)]
+    weights = ops.convert_to_tensor(features(seed=1).astype("float32"))
+    found = gradients(lambda *a: instance_norm_leaky_relu(*a, 1e-5, 0.01), arguments, weights)
+    for gradient, usual in zip(found, gradients(two_layers, arguments, weights), strict=True):
+        np.testing.assert_allclose(gradient, usual, atol=1e-4 * max(1, np.abs(usual).max()))
 
 
 def test_constant_features_have_a_finite_gradient():
