@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from partialseg.data.classes import BACKGROUND
+from partialseg.data.classes import ALL_ORGANS, BACKGROUND
 from partialseg.data.front_matter import (
     FrontMatter,
     problem_location,
@@ -267,6 +267,10 @@ class Card(_Part):
         annotated = set(self.annotated)
         if len(annotated) != len(self.annotated) or annotated & {BACKGROUND, IGNORE}:
             raise _problem("expected different organs, neither `background` nor `ignore`", "annotated")
+        if ALL_ORGANS in annotated:
+            raise _problem(
+                f"`{ALL_ORGANS}` stands for all organs in tables, expected another name", "annotated"
+            )
         for value, names in self.labels.items():
             for name in names:
                 if name not in annotated | {BACKGROUND, IGNORE}:

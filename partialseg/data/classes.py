@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from partialseg.errors import DataError
 
 BACKGROUND = "background"
+#: Of tables and curves: all organs at once, and so no organ's name.
+ALL_ORGANS = "all"
 
 #: The most organs that a class list may have: as many as there are colours that people can tell apart.
 MAX_ORGANS = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras import ops
 
 from partialseg.losses.inputs import Tensor
-from partialseg.losses.terms import DiceSums, marginal_dice_sums, partial_samples, soft_dice
+from partialseg.losses.terms import exclusion_dice_sums, marginal_dice_sums, soft_dice
 from partialseg.losses.voxel_sets import (
     marginal_nll,
     mean_per_class,
@@ -13,7 +13,7 @@ from partialseg.losses.voxel_sets import (
     voxel_sets_of,
     where_counted,
 )
-from partialseg.losses.voxel_sums import voxel_sums
+from partialseg.losses.voxel_sums import excluded_classes, voxel_sums
 
 
 def class_terms(
@@ -22,12 +22,15 @@ def class_terms(
     from_logits: bool = True,
     merged_background_excludes: bool = True,
     partial_samples_only: bool = True,
+    include_background: bool = True,
 ) -> dict[str, Tensor]:
     """Each term of `PartialSupervision` for each class, without weights.
 
-    The Dice terms are reductions over classes anyway: here is what they reduce. The cross-entropies are means over all
-    voxels; here each is the mean over the voxels that concern the class, so that small organs do not vanish.
-    A merged class goes by the lowest of its classes, background where that is among them.
+    The Dice terms are reductions over classes: here is what they reduce, of each sample by itself (whatever the loss
+    does with a batch), but for classes of which a sample has no voxel: their marginal Dice is 1 whatever the network
+    says. The cross-entropies are means over all voxels; here each is the mean over the voxels that concern the class,
+    so that small organs do not vanish. A merged class goes by the lowest of its classes, background where that is
+    among them.
 
     Args:
         y_true: Candidates, 0 or 1, `(batch, ..., classes)`.
@@ -35,6 +38,7 @@ def class_terms(
         from_logits: Whether `y_pred` holds logits.
         merged_background_excludes: See `PartialSupervision`.
         partial_samples_only: See `PartialSupervision`.
+        include_background: See `PartialSupervision`; without, background has a part in "mCE" alone.
 
     Returns:
         float32 `(batch, classes)` under "mCE" (eq. 5; mean over the voxels labelled with the class), "mDC" (eq. 6),
@@ -55,16 +59,13 @@ def class_terms(
     """
     sums = voxel_sums(y_true, y_pred, from_logits, merged_background_excludes=merged_background_excludes)
     sets = voxel_sets_of(y_true, y_pred, from_logits)
-    excludes = (1 - sets.candidates) * sets.known
-    if not merged_background_excludes:
-        excludes = excludes * (1 - sets.candidates[..., :1])
+    excludes = excluded_classes(sets.candidates, merged_background_excludes) * sets.known
     penalty = sum_over_voxels(excludes * ops.log1p(ops.exp(sets.log_probabilities)))
-    excluded = sums.excluded * partial_samples(sums) if partial_samples_only else sums.excluded
-    merged = marginal_dice_sums(sums)
-    exclusion = DiceSums(sums.excluded_probability, sums.excluded, sums.predicted, excluded)
+    merged, exclusion = marginal_dice_sums(sums), exclusion_dice_sums(sums, partial_samples_only)
+    included = ops.cast(ops.arange(sums.truth.shape[-1]) >= (0 if include_background else 1), penalty.dtype)
     return {
         "mCE": mean_per_class(sets, marginal_nll(sets)),
-        "mDC": where_counted(merged.counted, 1 - soft_dice(merged)),
-        "eCE": where_counted(excluded, penalty / ops.maximum(sums.excluded, 1)),
-        "eDC": where_counted(excluded, soft_dice(exclusion)),
+        "mDC": where_counted(merged.counted * merged.truth * included, 1 - soft_dice(merged)),
+        "eCE": where_counted(exclusion.truth * included, penalty / ops.maximum(sums.excluded, 1)),
+        "eDC": where_counted(exclusion.truth * included, soft_dice(exclusion)),
     }

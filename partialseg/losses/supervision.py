@@ -138,8 +138,14 @@ class PartialSupervision(keras.losses.Loss):
             >>> round(float(values["mCE"][0, 1]), 4)  # -log(0.8), of the voxel of liver
             0.2231
         """
-        options = (self.from_logits, self.merged_background_excludes, self.partial_samples_only)
-        return class_terms(y_true, y_pred, *options)
+        return class_terms(
+            y_true,
+            y_pred,
+            self.from_logits,
+            self.merged_background_excludes,
+            self.partial_samples_only,
+            self.include_background,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the same loss."""

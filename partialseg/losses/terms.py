@@ -103,6 +103,20 @@ def partial_samples(sums: VoxelSums) -> Tensor:
     return ops.cast(ops.max(others, axis=(1, 2)) > 0, together.dtype)[:, None]
 
 
+def exclusion_dice_sums(sums: VoxelSums, partial_samples_only: bool = True) -> DiceSums:
+    """Sums for the exclusion Dice (eq. 10), per class; all 0 in samples that have no part in it."""
+    dice_sums = DiceSums(
+        overlap=sums.excluded_probability,
+        truth=sums.excluded,
+        predicted=sums.predicted,
+        counted=ops.ones_like(sums.predicted),
+    )
+    if not partial_samples_only:
+        return dice_sums
+    partial = partial_samples(sums)
+    return DiceSums(*(values * partial for values in dice_sums))
+
+
 def exclusion_dice(
     sums: VoxelSums,
     class_reduction: str = "mean",
@@ -114,15 +128,7 @@ def exclusion_dice(
 
     See `partialseg.losses.ExclusionDice` for the arguments.
     """
-    dice_sums = DiceSums(
-        overlap=sums.excluded_probability,
-        truth=sums.excluded,
-        predicted=sums.predicted,
-        counted=ops.ones_like(sums.predicted),
-    )
-    if partial_samples_only:
-        partial = partial_samples(sums)
-        dice_sums = DiceSums(*(values * partial for values in dice_sums))
+    dice_sums = exclusion_dice_sums(sums, partial_samples_only)
     if batch:
         dice_sums = _over_batch(dice_sums)
     values = _reduce(soft_dice(dice_sums), dice_sums.counted, class_reduction, include_background)

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from partialseg.data.classes import organ_colours
+from partialseg.data.classes import ALL_ORGANS, organ_colours
 
 #: Centre and width of the window in HU.
 WINDOW_HU = (40.0, 400.0)
@@ -136,7 +136,7 @@ def learning_curves(log: pd.DataFrame, terms: pd.DataFrame | None = None) -> byt
         A PNG file.
     """
     if terms is not None and "organ" in terms:
-        terms = terms[terms["organ"] == "all"]
+        terms = terms[terms["organ"] == ALL_ORGANS]
     stages = list(dict.fromkeys(log["stage"]))
     number = {key: position + 1 for position, key in enumerate(zip(log["stage"], log["epoch"], strict=True))}
     ends = [max(place for (stage, _), place in number.items() if stage == name) for name in stages]

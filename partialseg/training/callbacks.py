@@ -15,13 +15,14 @@ import tensorflow as tf
 from keras import ops
 from rich.progress import Progress as ProgressBar
 
+from partialseg.data.classes import ALL_ORGANS
 from partialseg.models.sliding_window import first_output
 from partialseg.progress import console
 from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import StageConfig, TrainingConfig
 from partialseg.training.devices import Workers
-from partialseg.training.history import ALL_ORGANS, Progress
+from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.optimizers import averaged_weights
 from partialseg.training.schedule import step_schedule

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from partialseg.data.classes import ALL_ORGANS
 from partialseg.files import write_text
 
 #: The last came one by one: rows that were logged before them have none.
@@ -17,8 +18,6 @@ LOG_COLUMNS = (
 )
 VALIDATION_COLUMNS = ("stage", "epoch", "source", "dataset", "case", "organ", "dice")
 TERM_COLUMNS = ("stage", "epoch", "dataset", "organ", "term", "value")
-#: In place of an organ: the term as the loss has it, over all classes.
-ALL_ORGANS = "all"
 
 
 @dataclass

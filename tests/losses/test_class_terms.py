@@ -47,6 +47,9 @@ def test_they_come_to_the_terms_of_the_loss(partial, merged_background_excludes)
             excluded = excluded * (1 - candidates[sample][..., :1])
         excluded = excluded.sum(axis=(0, 1, 2))
         for term, weights in (("mCE", labelled / voxels), ("mDC", 1), ("eCE", excluded / voxels), ("eDC", 1)):
+            assert np.isnan(found["mDC"][sample]).sum() == (
+                3 if partial and sample == 0 else 0
+            )  # none is absent
             total = np.nansum(found[term][sample] * weights)
             assert total == pytest.approx(whole[term][sample], rel=1e-5, abs=1e-6), (term, sample)
 
@@ -70,6 +73,36 @@ def test_merged_classes_and_what_nothing_excludes_are_no_numbers():
     assert np.isnan(found["eCE"][1]).all()
 
 
+def test_an_organ_without_a_voxel_has_no_dice():
+    candidates, logits = patches(partial=False)
+    absent = candidates[0, ..., 4] > 0
+    candidates[0][absent] = np.eye(CLASSES, dtype=np.uint8)[1]
+    dice = arrays(candidates, logits)["mDC"]
+    assert np.isnan(dice).tolist() == [[False] * 4 + [True], [False] * 5]
+    whole = PartialSupervision(class_reduction="sum").values(candidates, logits)["mDC"]
+    assert float(whole[0]) == pytest.approx(np.nansum(dice[0]) + 1, rel=1e-5)
+
+
+def test_background_takes_part_where_the_loss_includes_it():
+    candidates, logits = patches()
+    loss = PartialSupervision(include_background=False, class_reduction="sum")
+    whole, per_class = loss.values(candidates, logits), loss.class_values(candidates, logits)
+    for term, values in per_class.items():
+        assert np.isnan(ops.convert_to_numpy(values)[:, 0]).all() == (term != "mCE"), term
+    for term in ("mDC", "eDC"):
+        dice = np.nansum(ops.convert_to_numpy(per_class[term]), axis=1)
+        np.testing.assert_allclose(dice, ops.convert_to_numpy(whole[term]), rtol=1e-5)
+
+
+def test_exclusion_of_all_samples_is_told_where_it_is_summed():
+    candidates, logits = patches()
+    loss = PartialSupervision(partial_samples_only=False, class_reduction="sum")
+    whole, per_class = loss.values(candidates, logits), loss.class_values(candidates, logits)
+    dice = ops.convert_to_numpy(per_class["eDC"])
+    assert not np.isnan(dice).any()
+    np.testing.assert_allclose(dice.sum(axis=1), ops.convert_to_numpy(whole["eDC"]), rtol=1e-5)
+
+
 def test_an_ignored_sample_has_no_terms():
     candidates, logits = patches()
     candidates[:] = 1
@@ -86,6 +119,40 @@ def test_every_preset_tells_its_terms_by_class(name):
         values = ops.convert_to_numpy(values)
         assert values.shape == (2, CLASSES)
         assert np.isfinite(values).any(), term
+
+
+#: Of losses whose cross-entropy is a mean over all voxels of each voxel's -log of its set.
+CROSS_ENTROPIES = {
+    "target_adaptive": "TAL",
+    "naive_background": "CE",
+    "leaf_dice": "mCE",
+    "label_set_dice": "mCE",
+    "published_code_with_summed_logits": "CE",
+}
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_cross_entropies_of_the_classes_come_to_the_whole(name):
+    candidates, logits = patches()
+    options = {"cross_entropy": 1.0} if CROSS_ENTROPIES[name] == "mCE" else {}
+    loss, term = preset(name, **options), CROSS_ENTROPIES[name]
+    per_class = ops.convert_to_numpy(loss.class_values(candidates, logits)[term])
+    known = candidates.min(axis=-1) == 0
+    lowest = candidates.argmax(axis=-1)
+    labelled = np.array([[np.sum((lowest[s] == k) & known[s]) for k in range(CLASSES)] for s in range(2)])
+    total = np.nansum(per_class * labelled, axis=1) / known[0].size
+    whole = np.broadcast_to(ops.convert_to_numpy(loss.values(candidates, logits)[term]), (2,))
+    np.testing.assert_allclose(total, whole, rtol=1e-5)
+
+
+def test_sigmoid_cross_entropy_of_an_organ_is_that_of_its_voxels():
+    candidates, logits = patches(partial=False)
+    found = ops.convert_to_numpy(preset("masked_sigmoid").class_values(candidates, logits)["BCE"])
+    known = candidates.min(axis=-1) == 0
+    p = 1 / (1 + np.exp(logits[..., :1] - logits.astype("float64")))  # of the organ against background
+    nll = -np.where(candidates > 0, np.log(p), np.log1p(-p))
+    for sample in range(2):
+        np.testing.assert_allclose(found[sample, 1:], nll[sample][known[sample]].mean(axis=0)[1:], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["leaf_dice", "label_set_dice", "masked_sigmoid"])
