@@ -23,6 +23,7 @@ ROWS = (
 )
 STEP = """
 import json, resource, sys
+import partialseg  # before TensorFlow, whose environment it sets
 import numpy as np, tensorflow as tf
 from partialseg.losses import preset
 from partialseg.models import build_network

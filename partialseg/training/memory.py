@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from partialseg.models.stages import kernel_sizes
 from partialseg.training.network_config import UNetConfig
 
-#: Maps that stay for the backward pass of a convolution, its norm and its leaky ReLU: what each of them gave.
-MAPS_OF_A_CONVOLUTION = 3
+#: Maps that stay for the backward pass of a convolution, its norm and its leaky ReLU, which are one layer.
+MAPS_OF_A_CONVOLUTION = 2
+#: As many times more stay of a residual block: norms without a leaky ReLU, what is pooled and added.
+RESIDUAL = 1.4
 #: Largest maps that exist besides: gradients on their way, and what a convolution works in.
 MAPS_IN_PASSING = 4
 #: Of logits, softmax, candidates and their gradients, in float32, for each class and voxel.
 MAPS_OF_A_CLASS = 6
 #: What a process takes before it has a network, in bytes: libraries, CUDA context, input pipeline.
-RUNTIME = 600e6
+RUNTIME = 900e6
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -61,7 +63,7 @@ def estimate(
         copies: Of the weights beside themselves: gradient, and one for SGD, two for Adam, one for a running mean.
 
     Returns:
-        The estimate. Measured processes took 1.0 to 1.2 of it (docs/planning.md).
+        The estimate. Measured processes took 1.03 to 1.12 of it (docs/planning.md).
 
     Example:
         >>> small = UNetConfig(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))
@@ -77,8 +79,7 @@ def estimate(
         voxels.append(math.prod(sizes))
     values = 0.0
     for stage in range(stages):
-        # What goes around a residual block: pooled, convolved, added.
-        of_stage = MAPS_OF_A_CONVOLUTION * down[stage] * (1.2 if network.encoder == "residual" else 1)
+        of_stage = MAPS_OF_A_CONVOLUTION * down[stage] * (RESIDUAL if network.encoder == "residual" else 1)
         if (
             stage < stages - 1
         ):  # the decoder's: upsampled, joined with the skip (twice the channels), convolved
