@@ -52,9 +52,12 @@ class ScheduleConfig(Section):
     Attributes:
         kind: "plateau", the paper's: times `factor` when the loss has not fallen by `min_delta` in `patience`
             epochs; each stage begins with the rate of the config. "polynomial", nnU-Net's: times
-            `(1 - epoch / epochs) ** power`, where the epochs are those of all stages without a schedule of their own.
+            `(1 - epoch / epochs) ** power`, with the epochs of what `over` says.
         factor, patience, min_delta: Of "plateau".
         power: Of "polynomial".
+        over: Of "polynomial": "all_stages", one fall over all stages without a schedule of their own, or
+            "each_stage", where each begins with the rate of the config again. A stage's own schedule falls over the
+            epochs of that stage.
     """
 
     kind: Literal["plateau", "polynomial"] = "plateau"
@@ -62,6 +65,7 @@ class ScheduleConfig(Section):
     patience: PositiveInt = 10
     min_delta: float = Field(1e-3, ge=0)
     power: PositiveFloat = 0.9
+    over: Literal["all_stages", "each_stage"] = "all_stages"
 
 
 class ValidationConfig(Fold):
@@ -253,12 +257,15 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = None) -> TrainingConfig:
+def read_config(
+    path_or_name: str | Path, absent: Mapping[tuple[str, ...], Any] | None = None
+) -> TrainingConfig:
     """Read a config file, or one that comes with the package by its name ("paper", "demo", "tiny").
 
     Args:
         path_or_name: The file, or the name.
-        absent: Values of fields that the file does not name, where they are others than the defaults.
+        absent: Values of fields that the file does not name, where they are others than the defaults; a field is
+            given by its path, such as `("schedule", "over")`.
 
     Raises:
         DataError: If there is no such file, or it says something that is not understood; names line and field.
@@ -271,11 +278,22 @@ def read_config(path_or_name: str | Path, absent: Mapping[str, Any] | None = Non
         raise DataError(path, "there is no such config", f"give a YAML file, or one of {shipped}")
     content = read_yaml(path)
     try:
-        return TrainingConfig.model_validate({**(absent or {}), **content.content})
+        return TrainingConfig.model_validate(_with_absent(content.content, absent or {}))
     except ValidationError as error:
         place = _place_in_file(problem_location(error))
         remedy = "correct the config; those in configs are examples"
         raise validation_problem(error, content, path, remedy, place) from error
+
+
+def _with_absent(content: Mapping[str, Any], absent: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """What a file says, with values for fields that it does not name in sections that it has."""
+    content = dict(content)
+    for (first, *rest), value in absent.items():
+        if not rest:
+            content.setdefault(first, value)
+        elif isinstance(content.get(first), dict):
+            content[first] = _with_absent(content[first], {tuple(rest): value})
+    return content
 
 
 def _place_in_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -19,7 +19,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from partialseg.data.front_matter import read_yaml
 from partialseg.errors import DataError
@@ -29,8 +29,8 @@ from partialseg.training.config import TrainingConfig, read_config, write_config
 if TYPE_CHECKING:
     import keras
 
-#: What runs did before a config had a field for it: what one that does not name the field began with.
-BEFORE_THERE_WAS_A_FIELD = {"augmentation": None}
+#: What runs did before a config had a field for it, by the field's path: what one that does not name it began with.
+BEFORE_THERE_WAS_A_FIELD = {("augmentation",): None, ("schedule", "over"): "each_stage"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
     A run that began before configs had a field has the value that says what was done then, whatever the default is
-    now: no augmentation.
+    now: no augmentation, and a polynomial fall of the learning rate in each stage.
 
     Raises:
         DataError: If it is not one, or its files are damaged.
@@ -133,14 +133,24 @@ def read_run(folder: str | Path) -> Run:
         ) from error
 
 
-def fields_before_their_time(folder: Path) -> dict[str, Any]:
-    """Values of the fields that the config of a run does not name because it began before they were there.
+def as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """The config; fields that it leaves to the default are as the run in the folder began, if they are newer.
 
     Args:
+        config: To continue the run with.
         folder: Of the run, or where one will be.
     """
-    config = folder / "config.yaml"
-    if not (config.is_file() and (folder / "run.json").is_file()):
-        return {}
-    named = read_yaml(config).content
-    return {field: value for field, value in BEFORE_THERE_WAS_A_FIELD.items() if field not in named}
+    path = folder / "config.yaml"
+    if not (path.is_file() and (folder / "run.json").is_file()):
+        return config
+    named = read_yaml(path).content
+    for (field, *rest), value in BEFORE_THERE_WAS_A_FIELD.items():
+        if not rest:
+            if field not in named and field not in config.model_fields_set:
+                config = config.model_copy(update={field: value})
+        elif field in named and rest[0] not in named[field]:
+            section = getattr(config, field)
+            if rest[0] not in section.model_fields_set:
+                section = section.model_copy(update={rest[0]: value})
+                config = config.model_copy(update={field: section})
+    return config

@@ -62,9 +62,9 @@ def _schedule_of(config: TrainingConfig, stage: int) -> ScheduleConfig:
 
 
 def _polynomial(config: TrainingConfig, stage: int, epoch: int) -> float:
-    """The rate after so many epochs of a stage; those without a schedule of their own share one fall."""
-    own = config.stages[stage].schedule is not None
-    shared = [stage] if own else [k for k, other in enumerate(config.stages) if other.schedule is None]
+    """The rate after so many epochs of a stage, which falls alone or with the others."""
+    alone = config.stages[stage].schedule is not None or config.schedule.over == "each_stage"
+    shared = [stage] if alone else [k for k, other in enumerate(config.stages) if other.schedule is None]
     epochs = sum(config.stages[k].epochs for k in shared)
     done = sum(config.stages[k].epochs for k in shared if k < stage) + epoch
     power = _schedule_of(config, stage).power

@@ -46,7 +46,7 @@ from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.not_finite import LossIsNotFiniteError, explain
 from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
-from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
+from partialseg.training.runs import Run, as_begun, read_run, write_run
 from partialseg.training.schedule import first_rate
 from partialseg.training.stage_patches import held_out
 from partialseg.training.state import TrainingState, bring_home
@@ -107,7 +107,7 @@ def _begin(
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
         start_from = read_run(start_from)
-    config = _as_begun(config, Path(out))
+    config = as_begun(config, Path(out))
     for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
         stage_datasets(stage, prepared)
     prepared.check_files(prepared.select(split="train"))
@@ -181,13 +181,6 @@ def _trained(model: keras.Model, num_classes: int, config: TrainingConfig, books
 def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     """The network of a config, with fresh weights."""
     return build_network(num_classes=num_classes, **config.network.model_dump())
-
-
-def _as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:
-    """The config; fields that it leaves to the default are as the run in the folder began, if they are newer."""
-    earlier = fields_before_their_time(folder)
-    left_open = {field: earlier[field] for field in earlier.keys() - config.model_fields_set}
-    return config.model_copy(update=left_open)
 
 
 def _with_prior(config: TrainingConfig, prepared: Prepared, folder: Path) -> TrainingConfig:

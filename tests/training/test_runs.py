@@ -2,8 +2,8 @@ import pytest
 
 from partialseg.errors import DataError
 from partialseg.models import unet
-from partialseg.training.config import TrainingConfig
-from partialseg.training.runs import Run, fields_before_their_time, read_run, write_run
+from partialseg.training.config import ScheduleConfig, TrainingConfig
+from partialseg.training.runs import Run, as_begun, read_run, write_run
 
 
 @pytest.fixture
@@ -48,9 +48,19 @@ def test_a_run_that_began_before_there_was_augmentation_has_none(run):
     path.write_text("".join(lines[:first] + lines[last:]))
     assert run.config.augmentation is not None
     assert read_run(run.folder).config == run.config.model_copy(update={"augmentation": None})
-    assert fields_before_their_time(run.folder) == {"augmentation": None}
+    assert as_begun(run.config, run.folder) == read_run(run.folder).config
 
 
-def test_a_run_that_names_its_augmentation_keeps_it(run):
-    assert fields_before_their_time(run.folder) == {}
-    assert fields_before_their_time(run.folder / "elsewhere") == {}
+def test_a_polynomial_that_began_in_each_stage_goes_on_so(run):
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("  over: all_stages\n", "", 1))
+    begun = read_run(run.folder).config
+    assert begun.schedule == ScheduleConfig(over="each_stage")
+    assert as_begun(run.config, run.folder) == begun
+    asked = run.config.model_copy(update={"schedule": ScheduleConfig(over="all_stages")})
+    assert as_begun(asked, run.folder) == asked
+
+
+def test_a_run_that_names_all_its_fields_keeps_them(run):
+    assert as_begun(run.config, run.folder) == run.config
+    assert as_begun(run.config, run.folder / "elsewhere") == run.config

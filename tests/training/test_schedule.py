@@ -64,6 +64,14 @@ def test_a_stage_with_a_schedule_of_its_own_falls_alone():
     assert rates_of(config_of(plateau, 2, (4, FALLING))) == [1.0, 1.0, *rates_of(config_of(FALLING, 4))]
 
 
+def test_stages_fall_each_by_itself_where_that_is_asked_for():
+    each = FALLING.model_copy(update={"over": "each_stage"})
+    assert rates_of(config_of(each, 2, 4)) == [
+        *rates_of(config_of(FALLING, 2)),
+        *rates_of(config_of(FALLING, 4)),
+    ]
+
+
 def test_plateau_begins_each_stage_with_the_rate_of_the_config():
     config = config_of(ScheduleConfig(patience=1), 3, 2)
     assert rates_of(config) == pytest.approx([1.0, 1.0, 0.8, 1.0, 1.0])
