@@ -68,21 +68,26 @@ NOTES = """
 - partialseg: `model.fit` as `partialseg train` calls it, `PartialSupervision` on fully annotated patches.
 - Allocator tuned: glibc keeps its pages (`MALLOC_MMAP_MAX_=0`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`).
 - Seconds: median of the steps after the first turn, and quartiles. CPU: of all threads, kernel's share included.
-- GB: the peak of resident memory of the whole process, code and framework included.
+- GB (2^30 bytes): the peak of resident memory of the whole process, code and framework included.
 """
 
 
 class Worker:
     """A contender's process and what its steps took."""
 
-    def __init__(self, contender: Contender, size: tuple[int, ...], arguments: argparse.Namespace) -> None:
-        python = arguments.peers_python if contender.worker == "nnunet" else sys.executable
-        script = Path(__file__).with_name("training_worker.py")
+    def __init__(
+        self,
+        contender: Contender,
+        size: tuple[int, ...],
+        arguments: argparse.Namespace,
+        script: str = "training_worker.py",
+    ) -> None:
+        python = arguments.peers_python if contender.worker.startswith("nnunet") else sys.executable
         self.contender = contender
         self.process = subprocess.Popen(
             [
                 python,
-                str(script),
+                str(Path(__file__).with_name(script)),
                 contender.worker,
                 ",".join(map(str, size)),
                 "--threads",
@@ -95,7 +100,8 @@ class Worker:
             text=True,
             bufsize=1,
         )
-        self.versions = self._answer()["versions"]
+        self.about = self._answer()
+        self.versions = self.about["versions"]
         self.seconds: list[float] = []
         self.processor: list[float] = []
         self.first, self.peak_mb = 0.0, 0.0
@@ -130,10 +136,13 @@ class Worker:
 
 
 def measure(
-    contenders: tuple[Contender, ...], size: tuple[int, ...], arguments: argparse.Namespace
+    contenders: tuple[Contender, ...],
+    size: tuple[int, ...],
+    arguments: argparse.Namespace,
+    script: str = "training_worker.py",
 ) -> list[Worker]:
     """Let the contenders take turns."""
-    workers = [Worker(contender, size, arguments) for contender in contenders]
+    workers = [Worker(contender, size, arguments, script) for contender in contenders]
     for worker in workers:
         worker.warm_up()
     for _ in range(arguments.rounds):
@@ -203,6 +212,8 @@ def main() -> None:
         for c in PARTS[arguments.part]
         if not arguments.only or any(word in c.label for word in arguments.only)
     )
+    if not contenders:
+        parser.error(f"no contender of {arguments.part} has one of {', '.join(arguments.only)} in its label")
     print(heading(arguments), flush=True)
     print(NOTES, end="", flush=True)
     columns = f"| | s a step | quartiles | ÷ {contenders[0].label} | CPU s | CPU ÷ | first step, s | peak GB | GB ÷ |"

@@ -59,7 +59,13 @@ def nnunet_turn(batch: int, size: tuple[int, ...], threads: int) -> Turn:
     return lambda steps: timed(step, steps)
 
 
-def nnunet_parts(torch: Any) -> tuple[Any, Any, Any]:
+def nnunet_parts(
+    torch: Any,
+    strides: tuple = STRIDES,
+    channels: tuple[int, ...] = CHANNELS,
+    kernels: Any = 3,
+    num_outputs: int = 4,
+) -> tuple[Any, Any, Any]:
     """Network, loss and optimiser."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -69,11 +75,11 @@ def nnunet_parts(torch: Any) -> tuple[Any, Any, Any]:
 
     network = PlainConvUNet(
         input_channels=1,
-        n_stages=len(STRIDES),
-        features_per_stage=CHANNELS,
+        n_stages=len(strides),
+        features_per_stage=channels,
         conv_op=torch.nn.Conv3d,
-        kernel_sizes=3,
-        strides=[list(stride) for stride in STRIDES],
+        kernel_sizes=kernels,
+        strides=[list(stride) for stride in strides],
         n_conv_per_stage=2,
         num_classes=NUM_CLASSES,
         n_conv_per_stage_decoder=2,
@@ -87,7 +93,7 @@ def nnunet_parts(torch: Any) -> tuple[Any, Any, Any]:
     network.apply(InitWeights_He(1e-2))
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
     loss = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
-    weights = np.array([1, 1 / 2, 1 / 4, 0])
+    weights = np.array([0.5**k for k in range(num_outputs - 1)] + [0])
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
     return network, DeepSupervisionWrapper(loss, weights / weights.sum()), optimizer
 

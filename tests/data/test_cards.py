@@ -132,6 +132,12 @@ def test_an_unknown_card_names_those_that_are_there():
         ([("  1: liver\n", "")], 13, "annotated", "liver is annotated, but no label value"),
         ([("[liver, left", "[liver, liver, left")], 14, "annotated", "different organs"),
         (
+            [("[liver, left", "[all, left"), ("  1: liver", "  1: all")],
+            14,
+            "annotated",
+            "`all` stands for all organs",
+        ),
+        (
             [("[left_kidney, right_kidney]\n  3", "left_kidney\n  4: right_kidney\n  3")],
             16,
             "split_sides",
