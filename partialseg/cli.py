@@ -29,6 +29,7 @@ from partialseg.cli_options import (
 from partialseg.errors import DataError, first_of
 from partialseg.inspect_command import inspect
 from partialseg.plan_command import plan
+from partialseg.predict_command import predict
 from partialseg.service_commands import service_app
 
 app = typer.Typer(
@@ -268,42 +269,7 @@ def train(
     typer.echo(f"Network: {run.model_path}")
 
 
-@app.command()
-def predict(
-    run: Run,
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="NIfTI files, folders of them, or DICOM series.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the label maps.")],
-    overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows.")] = 0.5,
-    card: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="CARD", help="The inputs are raw folders of this card: its names for the cases."
-        ),
-    ] = None,
-    split: Annotated[Optional[Split], typer.Option(help="With --card, this part alone.")] = None,  # noqa: UP045
-) -> None:
-    """Segment scans.
-
-    In: a run and scans. Out: DIR/<case>.nii.gz, a label map in the scan's own grid and affine, and
-    DIR/<case>.json with the classes and the volume of each organ in mL.
-    """
-    if split is not None and card is None:
-        raise typer.BadParameter("goes with --card", param_hint="--split")
-    from partialseg.inference.predict import predict as run_predict
-
-    result = run_predict(
-        run,
-        inputs,
-        out,
-        overlap=overlap,
-        card=None if card is None else _card(card),
-        split=None if split is None else split.value,
-    )
-    for path in result.written:
-        typer.echo(str(path))
-    finish(result.problems)
+app.command()(predict)
 
 
 @app.command()

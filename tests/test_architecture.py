@@ -23,7 +23,15 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("study", "demo"),
-    ("cli_options", "card_commands", "service_commands", "inspect_command", "plan_command", "cli"),
+    (
+        "cli_options",
+        "card_commands",
+        "service_commands",
+        "inspect_command",
+        "plan_command",
+        "predict_command",
+        "cli",
+    ),
 )
 NEEDS_TENSORFLOW = (
     "data/pipeline.py",

@@ -11,7 +11,8 @@ import pytest
 
 from partialseg.data.cards import read_card
 from partialseg.errors import DataError
-from partialseg.inference.predict import case_name, predict, predict_scan
+from partialseg.inference.predict import predict, predict_scan
+from partialseg.inference.scans import case_name
 from partialseg.training.config import TrainingConfig
 from partialseg.training.runs import Run, write_run
 

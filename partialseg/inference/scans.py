@@ -1,0 +1,140 @@
+"""Which scans the inputs of a prediction hold: files, folders of files, DICOM series, the cases of a card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from partialseg.data.cards import Card, assign_splits, find_cases
+from partialseg.data.dicom_series import holds_dicom, list_series
+from partialseg.data.volumes import SUFFIXES
+from partialseg.errors import DataError
+
+#: File names that do not tell cases apart; the folder's name does.
+GENERIC_NAMES = frozenset(["imaging", "image", "ct", "img", "volume", "scan"])
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict.
+
+    Attributes:
+        name: Name of its prediction.
+        path: A file, or a folder with the slices of DICOM series.
+        series: Which series of the folder, where there are several; see `partialseg.data.dicom`.
+    """
+
+    name: str
+    path: Path
+    series: str | None = None
+
+
+def case_name(path: str | Path) -> str:
+    """The name under which the prediction of a file or folder is written.
+
+    Example:
+        >>> case_name("scans/liver_7.mha"), case_name("kits/case_00000/imaging.nii.gz")
+        ('liver_7', 'case_00000')
+    """
+    path = Path(path)
+    name = stem(path)
+    if name.lower() in GENERIC_NAMES:
+        return path.resolve().parent.name or name
+    return name or path.resolve().name
+
+
+def stem(path: Path) -> str:
+    """File name without what says the format."""
+    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
+
+
+def list_scans(
+    inputs: Iterable[str | Path], card: Card | None, split: str | None, problems: list[DataError]
+) -> list[Scan]:
+    """Every scan of the inputs, each name once.
+
+    Args:
+        inputs: See `partialseg.inference.predict.predict`.
+        card: The card of the dataset that the inputs are; None where they are no dataset.
+        split: With a card: "train" or "test" cases alone.
+        problems: What is wrong with an input is added to them, and the others are listed.
+    """
+    scans = []
+    for entry in map(Path, inputs):
+        try:
+            scans += _card_scans(entry, card, split) if card else _plain_scans(entry)
+        except DataError as error:
+            problems.append(error)
+    return _unique(scans, problems)
+
+
+def _plain_scans(entry: Path) -> list[Scan]:
+    """The scans of one input: of a file itself, of a folder its files of volumes, else the DICOM series in it."""
+    if not entry.exists():
+        raise DataError(entry, "there is no such file or folder", "correct the path")
+    if not entry.is_dir():
+        return [Scan(case_name(entry), entry)]
+    # Hidden files are those of the system, and what another process is just writing.
+    visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
+    inside = [path for path in visible if path.is_file()]
+    files = [path for path in inside if path.name.lower().endswith(SUFFIXES)]
+    if files:
+        return [Scan(case_name(path), path) for path in files]
+    if not inside and not holds_dicom(entry):
+        raise DataError(
+            entry,
+            f"holds no scan, neither a file that ends in {', '.join(SUFFIXES)} nor DICOM",
+            "give the folder of the scans; for a raw dataset name its --card",
+        )
+    return _dicom_scans(entry)
+
+
+def _dicom_scans(folder: Path) -> list[Scan]:
+    """The series of a folder of DICOM slices, named after it; several also after their numbers."""
+    found = list_series(folder)
+    if len(found) == 1:
+        return [Scan(case_name(folder), folder)]
+    scans, seen = [], Counter()
+    for series in found:
+        name = f"{case_name(folder)}_series{series.number or 0}"
+        seen[name] += 1
+        again = f"_{seen[name]}" if seen[name] > 1 else ""
+        scans.append(Scan(name + again, folder, series.uid))
+    return scans
+
+
+def _card_scans(entry: Path, card: Card, split: str | None) -> list[Scan]:
+    """The cases of a folder of raw data."""
+    if not entry.is_dir():
+        raise DataError(entry, "is not a folder", f"with the card {card.name}, give its folder of raw data")
+    cases = find_cases(card, entry)
+    splits = assign_splits(card, [case.name for case in cases])
+    scans = [
+        Scan(case.name, case.image, card.files.series) for case in cases if split in (None, splits[case.name])
+    ]
+    if not scans:
+        which = f"{split} cases" if split else "cases"
+        raise DataError(
+            entry,
+            f"holds no {which} of {card.name} (expected {card.files.image})",
+            "give the folder that holds the dataset",
+        )
+    return scans
+
+
+def _unique(scans: list[Scan], problems: list[DataError]) -> list[Scan]:
+    """Scans of different names; a second one of a name is a problem, the same scan given twice is not."""
+    unique: dict[str, Scan] = {}
+    for scan in scans:
+        first = unique.setdefault(scan.name, scan)
+        if (first.path.resolve(), first.series) != (scan.path.resolve(), scan.series):
+            problems.append(
+                DataError(
+                    scan.path,
+                    f"its prediction would be named {scan.name}, like that of {first.path}",
+                    "rename one of the two, or predict them into different folders",
+                )
+            )
+    return list(unique.values())
