@@ -1,8 +1,9 @@
-"""Dice and surface distances of two label maps, organ by organ. NumPy and SciPy alone.
+"""Dice, volume error and surface distances of two label maps, organ by organ. NumPy and SciPy alone.
 
 The surface of a mask is made of its own voxels: those with one of their six neighbours outside the mask or
 outside the volume (what erosion leaves out, as in MONAI and MedPy). Distances run between the centres of
-surface voxels, in mm.
+surface voxels, in mm. Weighted by area, the surface is that of DeepMind's surface-distance instead: it lies
+between the voxels, and distances run between corners of voxels.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from partialseg.evaluation.surface_area import element_areas, element_codes
+
 #: What "HD95" can mean; a table names the one that it used.
 HD95_DEFINITIONS: dict[str, str] = {
     "directed_max": "larger of the two directed 95th percentiles",
     "pooled": "95th percentile of the distances of both directions together",
+    "area_weighted": "larger of the two directed 95th percentiles, weighted by surface area; "
+    "so are ASSD and NSD, and all distances run between corners of voxels",
 }
 
 SCORED, MISSED, HALLUCINATED, BOTH_EMPTY = "scored", "missed", "hallucinated", "both empty"
@@ -30,7 +35,7 @@ def score(
     spacing_mm: Sequence[float],
     organs: Mapping[str, int],
     hd95: str = "directed_max",
-    nsd_tolerance_mm: float = 2.0,
+    nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
     ignore: np.ndarray | Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, float | str]]:
     """Score a label map against the truth.
@@ -39,32 +44,39 @@ def score(
 
     - `dice`: 2 |P ∩ T| / (|P| + |T|), in [0, 1].
     - `hd_mm`: Hausdorff distance, the largest distance from one surface to the other.
-    - `hd95_mm`: its 95th percentile, as `hd95` defines it (percentiles are interpolated linearly).
+    - `hd95_mm`: its 95th percentile, as `hd95` defines it (percentiles of voxels are interpolated linearly).
     - `assd_mm`: mean distance over all surface voxels of both masks (Heimann et al. 2009).
-    - `nsd`: share of all surface voxels of both masks within `nsd_tolerance_mm` of the other surface, in
-      [0, 1] (Nikolov et al. 2018, counted in voxels rather than in area).
+    - `nsd`: share of all surface voxels of both masks within the tolerance of the other surface, in [0, 1].
+      With `hd95="area_weighted"` it is the share of the surface's area, as Nikolov et al. 2018 define it.
+    - `volume_error`: (|P| - |T|) / |T|; NaN where the truth is empty.
+    - `volume_error_ml`: the difference in mL; of a missed organ less than 0, of a hallucinated one more.
     - `outcome`: "scored"; "missed" (truth there, prediction empty) and "hallucinated" (prediction there,
-      truth empty), both with Dice and NSD 0 and no distances; or "both empty", with neither. What is not
-      there is NaN.
+      truth empty), both with Dice and NSD 0 and no distances; or "both empty", with no number at all, so that
+      none of these is averaged away. What is not there is NaN.
 
-    Ignored voxels count in no Dice. For distances the truth in them is taken to be what was predicted, so
+    Ignored voxels count in no Dice and no volume. For distances the truth in them is taken to be what was predicted, so
     that neither a speck of unknown side nor the edge of the ignored region makes a distance.
 
     Args:
         prediction: Whole numbers, shape `(depth, height, width)` (any number of axes will do).
         truth: Whole numbers, same shape.
-        spacing_mm: Voxel size, in mm, one per axis. With all ones the distances are in voxels.
+        spacing_mm: Voxel size, in mm, one per axis. With all ones the distances and the tolerance are
+            in voxels, and `volume_error_ml` in thousands of voxels.
         organs: For each organ its value in both label maps.
-        hd95: "directed_max" (the larger of the two directed 95th percentiles, as MONAI has it) or "pooled"
-            (both directions together, as MedPy has it).
-        nsd_tolerance_mm: Tolerance of `nsd`.
+        hd95: "directed_max" (the larger of the two directed 95th percentiles, as MONAI has it), "pooled"
+            (both directions together, as MedPy has it), or "area_weighted" (the larger of the two, each
+            surface element weighing as much as its area, as DeepMind's surface-distance has it). The last
+            needs three axes, and all distances and `nsd` are then of that surface.
+        nsd_tolerance_mm: Tolerance of `nsd`, one for all organs or one for each.
         ignore: Boolean mask of voxels to ignore, same shape; or one mask for each organ that has any.
 
     Returns:
-        `{organ: {"dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "outcome"}}`, in the order of `organs`.
+        `{organ: {"dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "volume_error", "volume_error_ml", "outcome"}}`,
+        in the order of `organs`.
 
     Raises:
-        ValueError: If shapes differ, spacing or `hd95` make no sense, or a label map is not of whole numbers.
+        ValueError: If shapes differ, spacing, `hd95` or a tolerance make no sense, or a label map is not of
+            whole numbers.
 
     Example:
         >>> truth = np.zeros((8, 8, 8), np.uint8)
@@ -76,6 +88,7 @@ def score(
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     spacing = _checked(prediction, truth, spacing_mm, hd95)
+    tolerances = _tolerances(nsd_tolerance_mm, organs)
     ignored = (
         {}
         if ignore is None
@@ -94,7 +107,7 @@ def score(
         box = _joint_box(boxes[0].get(value), boxes[1].get(value), truth.ndim)
         unknown = np.asarray(ignored[organ][box], dtype=bool) if organ in ignored else None
         result[organ] = _score_masks(
-            prediction[box] == value, truth[box] == value, unknown, spacing, hd95, nsd_tolerance_mm
+            prediction[box] == value, truth[box] == value, unknown, spacing, hd95, tolerances[organ]
         )
     return result
 
@@ -139,7 +152,13 @@ def surface_distances(
         >>> there.tolist(), back.tolist()
         ([6.0], [6.0])
     """
-    surfaces = surface(first), surface(second)
+    return _nearest(surface(first), surface(second), spacing_mm)
+
+
+def _nearest(
+    first: np.ndarray, second: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    surfaces = first, second
     # Where the surfaces coincide the distance is 0: of a good prediction few voxels are left to be asked for.
     shared = surfaces[0] & surfaces[1]
     points = [np.argwhere(mask) * np.asarray(spacing_mm, dtype=np.float64) for mask in surfaces]
@@ -149,7 +168,7 @@ def surface_distances(
         found = np.zeros(np.count_nonzero(mask))
         if len(asked):
             tree = cKDTree(other, balanced_tree=False, compact_nodes=False)
-            found[: len(asked)] = tree.query(asked)[0]
+            found[~shared[mask]] = tree.query(asked)[0]
         distances.append(found)
     return distances[0], distances[1]
 
@@ -167,7 +186,22 @@ def _checked(
         raise ValueError(f"spacing_mm is {spacing}, expected {truth.ndim} positive sizes in mm")
     if hd95 not in HD95_DEFINITIONS:
         raise ValueError(f"hd95 is {hd95!r}, expected one of {', '.join(HD95_DEFINITIONS)}")
+    if hd95 == "area_weighted" and truth.ndim != 3:
+        raise ValueError(f"hd95 'area_weighted' is of label maps with 3 axes, not {truth.ndim}")
     return spacing
+
+
+def _tolerances(tolerance_mm: float | Mapping[str, float], organs: Mapping[str, int]) -> dict[str, float]:
+    of_all = tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(organs, tolerance_mm)
+    if missing := [organ for organ in organs if organ not in of_all]:
+        raise ValueError(
+            f"nsd_tolerance_mm has no tolerance of {', '.join(missing)}: add it, or give one number"
+        )
+    tolerances = {organ: float(of_all[organ]) for organ in organs}
+    for organ, value in tolerances.items():
+        if not value >= 0:
+            raise ValueError(f"nsd_tolerance_mm of {organ} is {value}, expected a distance from 0 on")
+    return tolerances
 
 
 def _boxes(label: np.ndarray, values: Sequence[int]) -> dict[int, tuple[slice, ...]]:
@@ -204,22 +238,62 @@ def _score_masks(
         (predicted, true) if unknown is None else (predicted & ~unknown, true & ~unknown)
     )
     num_predicted, num_true = np.count_nonzero(known_predicted), np.count_nonzero(known_true)
+    volume_ml = (num_predicted - num_true) * math.prod(spacing) / 1000
     if not (num_predicted and num_true):
         outcome = MISSED if num_true else HALLUCINATED if num_predicted else BOTH_EMPTY
-        value = math.nan if outcome == BOTH_EMPTY else 0.0
-        return _entry(value, math.nan, math.nan, math.nan, value, outcome)
-    dice = 2 * np.count_nonzero(known_predicted & known_true) / (num_predicted + num_true)
+        overlap = math.nan if outcome == BOTH_EMPTY else 0.0
+        return {
+            **dict.fromkeys(("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd"), math.nan),
+            **{"dice": overlap, "nsd": overlap},
+            "volume_error": -1.0 if outcome == MISSED else math.nan,
+            "volume_error_ml": math.nan if outcome == BOTH_EMPTY else volume_ml,
+            "outcome": outcome,
+        }
     if unknown is not None:
         true = known_true | (predicted & unknown)
+    numbers = {
+        "dice": 2 * np.count_nonzero(known_predicted & known_true) / (num_predicted + num_true),
+        **_distances(predicted, true, spacing, hd95, tolerance_mm),
+        "volume_error": (num_predicted - num_true) / num_true,
+        "volume_error_ml": volume_ml,
+    }
+    return {**{name: float(value) for name, value in numbers.items()}, "outcome": SCORED}
+
+
+def _distances(
+    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, ...], hd95: str, tolerance_mm: float
+) -> dict[str, float]:
+    if hd95 == "area_weighted":
+        return _weighted_by_area(predicted, true, spacing, tolerance_mm)
     there, back = surface_distances(predicted, true, spacing)
     both = np.concatenate([there, back])
     groups = (both,) if hd95 == "pooled" else (there, back)
-    percentile = max(np.percentile(group, 95) for group in groups)
-    return _entry(dice, both.max(), percentile, both.mean(), np.mean(both <= tolerance_mm), SCORED)
+    return {
+        "hd_mm": both.max(),
+        "hd95_mm": max(np.percentile(group, 95) for group in groups),
+        "assd_mm": both.mean(),
+        "nsd": np.mean(both <= tolerance_mm),
+    }
 
 
-def _entry(
-    dice: float, hd_mm: float, hd95_mm: float, assd_mm: float, nsd: float, outcome: str
-) -> dict[str, float | str]:
-    numbers = {"dice": dice, "hd_mm": hd_mm, "hd95_mm": hd95_mm, "assd_mm": assd_mm, "nsd": nsd}
-    return {**{name: float(value) for name, value in numbers.items()}, "outcome": outcome}
+def _weighted_by_area(
+    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float
+) -> dict[str, float]:
+    codes = [element_codes(mask) for mask in (predicted, true)]
+    on_surface = [(code != 0) & (code != 255) for code in codes]
+    areas_mm2 = [element_areas(spacing)[code[mask]] for code, mask in zip(codes, on_surface, strict=True)]
+    distances = _nearest(*on_surface, spacing)
+    both, area = np.concatenate(distances), np.concatenate(areas_mm2)
+    return {
+        "hd_mm": both.max(),
+        "hd95_mm": max(map(_weighted_percentile, distances, areas_mm2)),
+        "assd_mm": np.average(both, weights=area),
+        "nsd": area[both <= tolerance_mm].sum() / area.sum(),
+    }
+
+
+def _weighted_percentile(distances: np.ndarray, areas: np.ndarray) -> float:
+    """The least distance within which 95% of the area lies."""
+    order = np.lexsort((areas, distances))
+    share = np.cumsum(areas[order]) / areas.sum()
+    return distances[order][min(np.searchsorted(share, 0.95), len(order) - 1)]

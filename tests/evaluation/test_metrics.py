@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from partialseg.evaluation import score
-from partialseg.evaluation.metrics import surface, surface_distances
+from partialseg.evaluation.metrics import HD95_DEFINITIONS, surface, surface_distances
 
 LIVER = {"liver": 1}
 
@@ -46,6 +46,8 @@ def test_a_label_map_scored_against_itself_is_perfect():
         "hd95_mm": 0.0,
         "assd_mm": 0.0,
         "nsd": 1.0,
+        "volume_error": 0.0,
+        "volume_error_ml": 0.0,
         "outcome": "scored",
     }
 
@@ -100,7 +102,14 @@ def test_distances_equal_brute_force_on_random_masks(density):
 def test_exchanging_prediction_and_truth_changes_no_number():
     first, second = np.random.default_rng(1).integers(0, 3, (2, 6, 7, 8)).astype(np.uint8)
     organs, spacing = {"liver": 1, "spleen": 2}, (3.0, 1.5, 1.5)
-    assert score(first, second, spacing, organs) == score(second, first, spacing, organs)
+    for hd95 in HD95_DEFINITIONS:
+        there, back = (score(*pair, spacing, organs, hd95) for pair in ((first, second), (second, first)))
+        for organ in organs:
+            assert there[organ].pop("volume_error") == pytest.approx(
+                1 / (1 + back[organ].pop("volume_error")) - 1
+            )
+            assert there[organ].pop("volume_error_ml") == -back[organ].pop("volume_error_ml")
+            assert there[organ] == pytest.approx(back[organ])
 
 
 def test_missed_has_dice_0_hallucinated_too_and_both_empty_has_none():
@@ -111,6 +120,29 @@ def test_missed_has_dice_0_hallucinated_too_and_both_empty_has_none():
     assert [result[organ]["nsd"] for organ in ("liver", "spleen")] == [0, 0]
     assert math.isnan(result["pancreas"]["dice"])
     assert all(math.isnan(result[organ]["hd_mm"]) for organ in organs)
+
+
+def test_volume_error_has_a_sign_and_is_known_for_missed_and_hallucinated_organs():
+    organs = {"liver": 1, "spleen": 2, "pancreas": 3}
+    truth, larger = cube((1, 1, 1), 3), cube((1, 1, 1), 4)
+    result = score(larger, truth, (3.0, 2.0, 1.0), LIVER)["liver"]
+    assert result["volume_error"] == pytest.approx((64 - 27) / 27)
+    assert result["volume_error_ml"] == pytest.approx((64 - 27) * 6 / 1000)
+    result = score(2 * cube((0, 0, 0), 2), truth, (1, 1, 1), organs)
+    assert result["liver"]["volume_error"] == -1
+    assert math.isnan(result["spleen"]["volume_error"])
+    assert [result[organ]["volume_error_ml"] for organ in ("liver", "spleen")] == [-0.027, 0.008]
+    assert all(math.isnan(result["pancreas"][name]) for name in ("volume_error", "volume_error_ml"))
+
+
+def test_each_organ_may_have_a_tolerance_of_its_own():
+    truth = cube((1, 1, 1), 3)
+    truth[5:8, 5:8, 5:8] = 2
+    organs, prediction = {"liver": 1, "spleen": 2}, np.roll(truth, 1, 0)
+    tight, loose = (score(prediction, truth, (2, 1, 1), organs, nsd_tolerance_mm=mm) for mm in (1.0, 2.0))
+    mixed = score(prediction, truth, (2, 1, 1), organs, nsd_tolerance_mm={"liver": 1.0, "spleen": 2.0})
+    assert tight["liver"]["nsd"] < loose["liver"]["nsd"]
+    assert (mixed["liver"], mixed["spleen"]) == (tight["liver"], loose["spleen"])
 
 
 def test_voxels_at_the_border_of_the_volume_are_surface():
@@ -155,7 +187,10 @@ def test_the_edge_of_an_ignored_region_makes_no_distance():
         ({"prediction": np.zeros((8, 8, 8))}, "prediction holds float64"),
         ({"spacing_mm": (1, 1)}, "expected 3 positive sizes"),
         ({"spacing_mm": (1, 1, 0)}, "expected 3 positive sizes"),
-        ({"hd95": "mean"}, "'mean', expected one of directed_max, pooled"),
+        ({"hd95": "mean"}, "'mean', expected one of directed_max, pooled, area_weighted"),
+        ({"nsd_tolerance_mm": {"spleen": 1.0}}, "no tolerance of liver"),
+        ({"nsd_tolerance_mm": -1.0}, "of liver is -1.0"),
+        ({"nsd_tolerance_mm": math.nan}, "of liver is nan"),
         ({"organs": {"background": 0}}, "0 is background"),
         ({"ignore": np.zeros((2, 2, 2), bool)}, "ignore"),
     ],
