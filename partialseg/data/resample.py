@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from partialseg.data.boxes import bounding_box, value_boxes
+from partialseg.data.boxes import value_boxes
 
 #: Shares of a voxel that differ by less than this count as equal.
 _SAME_SHARE = 1e-4
@@ -64,7 +64,7 @@ def resampled_grid(
         >>> affine[:3, 3].tolist()
         [0.0, 0.5, 1.0]
     """
-    ratios = _ratios(spacing_mm, new_spacing_mm)
+    ratios = size_ratios(spacing_mm, new_spacing_mm)
     new_shape = tuple(max(1, round(n / ratio)) for n, ratio in zip(shape, ratios, strict=True))
     first = [(n - 1) / 2 - (m - 1) / 2 * r for n, m, r in zip(shape, new_shape, ratios, strict=True)]
     step = np.diag([*reversed(ratios), 1.0])
@@ -172,48 +172,27 @@ def resample_label(
     return labels
 
 
-def resample_back(
-    scores: np.ndarray,
-    spacing_mm: Sequence[float],
-    shape: Sequence[int],
-    original_spacing_mm: Sequence[float],
-) -> np.ndarray:
-    """From scores on a resampled grid to labels on the scan's own grid: linear interpolation, then argmax.
+def linear_places(num_in: int, num_out: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Between which values of an axis the voxels of a new one lie, for linear interpolation.
 
-    The scores of the whole scan never exist on its own grid: one slice of them is made at a time, and only
-    where something else than class 0 can win.
+    The outermost values go on beyond the ends.
 
     Args:
-        scores: Logits or probabilities `(depth, height, width, classes)` on the grid that `resampled_grid`
-            gives for `shape` and `original_spacing_mm`.
-        spacing_mm: Voxel size `(z, y, x)` of `scores`.
-        shape: `(depth, height, width)` of the scan.
-        original_spacing_mm: Its voxel size `(z, y, x)`.
+        num_in: Voxels of the axis.
+        num_out: Voxels of the new axis.
+        ratio: New voxel size in old voxels.
 
     Returns:
-        uint8 class indices of shape `shape`.
+        The value before each new voxel, int64, and the weight of the one after it, float32; 0 where there is none.
 
     Example:
-        >>> scores = np.zeros((2, 1, 1, 2)); scores[0, ..., 0] = scores[1, ..., 1] = 1
-        >>> resample_back(scores, (2, 1, 1), (4, 1, 1), (1, 1, 1)).ravel().tolist()
-        [0, 0, 1, 1]
+        >>> before, share = linear_places(2, 4, 0.5)
+        >>> before.tolist(), share.tolist()
+        ([0, 0, 0, 1], [0.0, 0.25, 0.75, 0.0])
     """
-    ratios = _ratios(spacing_mm, original_spacing_mm)
-    matrices = [_linear_matrix(n, m, r) for n, m, r in zip(scores.shape, shape, ratios, strict=False)]
-    labels = np.zeros(tuple(shape), dtype=np.uint8)
-    box = bounding_box(np.stack([plane.argmax(-1) > 0 for plane in scores]))
-    if box is None:
-        return labels
-    reached = [_reached(matrix, part) for matrix, part in zip(matrices, box, strict=True)]
-    used = [_reached(m[part].T, slice(None)) for m, part in zip(matrices, reached, strict=True)]
-    depth, height, width = (m[r, u] for m, r, u in zip(matrices, reached, used, strict=True))
-    scores = scores[tuple(used)]
-    for index, weights in zip(range(reached[0].start, reached[0].stop), depth, strict=True):
-        sources = np.flatnonzero(weights)
-        plane = np.tensordot(weights[sources], scores[sources].astype(np.float32, copy=False), axes=1)
-        planes = height @ np.ascontiguousarray(np.moveaxis(plane, -1, 0)) @ width.T
-        labels[(index, *reached[1:])] = planes.argmax(axis=0)
-    return labels
+    positions = np.clip(_positions(num_in, num_out, ratio), 0, num_in - 1)
+    before = positions.astype(np.int64)
+    return before, (positions - before).astype(np.float32)
 
 
 def _leave_background(labels: np.ndarray, foreground: np.ndarray, value: int) -> None:
@@ -244,8 +223,12 @@ def _lowest_share(shares: np.ndarray) -> float:
     return max(last + step, _LEAST_SHARE)
 
 
-def _ratios(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) -> list[float]:
-    """New voxel size in old voxels, along each axis."""
+def size_ratios(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) -> list[float]:
+    """New voxel size in old voxels, along each axis.
+
+    Raises:
+        ValueError: If a spacing is not above 0.
+    """
     if min(*spacing_mm, *new_spacing_mm) <= 0:
         raise ValueError(f"spacings must be above 0 mm, received {spacing_mm} and {new_spacing_mm}")
     return [float(new) / float(old) for old, new in zip(spacing_mm, new_spacing_mm, strict=True)]
@@ -259,7 +242,7 @@ def _matrices(
 ) -> list[np.ndarray]:
     """One matrix for each axis, from `shape` to the grid of `resampled_grid`."""
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing_mm, new_spacing_mm)
-    ratios = _ratios(spacing_mm, new_spacing_mm)
+    ratios = size_ratios(spacing_mm, new_spacing_mm)
     return [interpolation(n, m, ratio) for n, m, ratio in zip(shape, new_shape, ratios, strict=True)]
 
 
@@ -333,17 +316,6 @@ def _continued(weights: np.ndarray, beyond: int) -> np.ndarray:
     matrix = weights[:, beyond:-beyond].copy()
     matrix[:, 0] += weights[:, :beyond].sum(axis=1)
     matrix[:, -1] += weights[:, -beyond:].sum(axis=1)
-    return matrix
-
-
-def _linear_matrix(num_in: int, num_out: int, ratio: float) -> np.ndarray:
-    """Linear interpolation along one axis, the outermost values continued."""
-    positions = np.clip(_positions(num_in, num_out, ratio), 0, num_in - 1)
-    below = np.minimum(positions.astype(int), max(num_in - 2, 0))
-    matrix = np.zeros((num_out, num_in), dtype=np.float32)
-    rows = np.arange(num_out)
-    matrix[rows, below] = 1 - (positions - below)
-    matrix[rows, np.minimum(below + 1, num_in - 1)] += positions - below
     return matrix
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from partialseg.data.cards import Card
-from partialseg.data.resample import resample_back, resample_image
 from partialseg.data.volumes import read_image, write_label_map
 from partialseg.errors import DataError
 from partialseg.files import write_json
+from partialseg.inference.labelling import Network, label_scan
 from partialseg.inference.scans import list_scans, stem
-from partialseg.models.sliding_window import predict_volume
+from partialseg.models.sliding_window import WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
 
@@ -145,9 +145,10 @@ def predict_scan(
     """
     path, out = Path(path), Path(out)
     scan = read_image(path, series)
-    image = resample_image(scan.array, scan.spacing_mm, run.spacing_mm)
-    probabilities = predict_volume(model, image, run.patch_size, overlap, batch_size, progress)
-    labels = resample_back(probabilities, run.spacing_mm, scan.array.shape, scan.spacing_mm)
+    settings = WindowSettings(overlap, batch_size)
+    labels = label_scan(
+        [Network(model, run.patch_size)], scan, run.spacing_mm, run.classes, settings, progress
+    )
     volumes_ml = _volumes_ml(labels, scan.spacing_mm, run.classes)
     write_json(
         out.with_name(f"{stem(out)}.json"),

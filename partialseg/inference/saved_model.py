@@ -11,7 +11,7 @@ from keras import ops
 
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
-from partialseg.models.sliding_window import first_output
+from partialseg.models.forward import first_output
 
 #: Where the metadata lies in the SavedModel; TensorFlow leaves `assets.extra` to its users.
 METADATA = Path("assets.extra") / "partialseg.json"

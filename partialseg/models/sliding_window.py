@@ -1,19 +1,73 @@
-"""Predict a volume of any size window by window, blended with Gaussian weights as nnU-Net does."""
+"""Predict a volume of any size window by window, blended with Gaussian weights as nnU-Net does.
+
+Windows are taken slab by slab, from the feet to the head. Their weighted logits are summed in a ring of as many planes
+as a window is deep; a plane that no later window touches leaves it as probabilities. So memory grows with the
+classes times a slab, not times the volume.
+"""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
+
+from partialseg.models.blending import add_background, add_window, softmax
+from partialseg.models.forward import forward_pass
 
 #: What lies outside the field of view, in HU.
 AIR = -1024.0
+#: Axes of a volume, in order.
+AXES = ("z", "y", "x")
+#: Background's logit in a window that is not computed; the other classes have 0.
+CERTAIN = 20.0
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How a volume is cut into windows, and what is done with each.
+
+    Attributes:
+        overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
+        batch_size: Windows that are predicted together.
+        mirror_axes: Of "z", "y" and "x" those along which windows are mirrored too: the result is the mean of the
+            logits over all flips, 2, 4 or 8 forward passes for each window. "x" is left and right.
+        skip_outside_body: Whether windows without any part of the body are background without being computed; see
+            `partialseg.data.body`. Where a volume's voxel size is not known (`predict_volume`) none are skipped.
+
+    Raises:
+        ValueError: If a value is not in its range.
+
+    Example:
+        >>> WindowSettings(mirror_axes=("x", "y")).flips
+        ((False, False, False), (False, False, True), (False, True, False), (False, True, True))
+    """
+
+    overlap: float = 0.5
+    batch_size: int = 1
+    mirror_axes: tuple[str, ...] = ()
+    skip_outside_body: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must be from 0 to below 1, received {self.overlap}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, received {self.batch_size}")
+        if unknown := sorted(set(self.mirror_axes) - set(AXES)):
+            raise ValueError(f"mirror_axes must be of {', '.join(AXES)}, received {', '.join(unknown)}")
+
+    @property
+    def flips(self) -> tuple[tuple[bool, bool, bool], ...]:
+        """For each forward pass whether the window is mirrored along `(z, y, x)`; first as it is."""
+        choices = ((False, True) if axis in self.mirror_axes else (False,) for axis in AXES)
+        return tuple(itertools.product(*choices))
+
+
+#: Half a window of overlap, one window at a time, as it is.
+DEFAULT_SETTINGS = WindowSettings()
 
 
 def predict_volume(
@@ -23,12 +77,16 @@ def predict_volume(
     overlap: float = 0.5,
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    mirror_axes: Sequence[str] = (),
+    mirrored_classes: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Predict every voxel of a volume.
 
     The windows are those of nnU-Net (Isensee et al., 2021): as few as the overlap permits, evenly spread,
     each weighted by a Gaussian whose sigma is an eighth of the patch, so that voxels are decided by windows
     in which they lie centrally.
+
+    This holds the probabilities of all classes. `SlidingWindow` gives them plane by plane instead.
 
     Args:
         model: A Keras model or any callable: float32 HU `(batch, depth, height, width, 1)` to logits
@@ -39,10 +97,12 @@ def predict_volume(
         overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
         batch_size: Windows that are predicted together.
         progress: Called after each batch with the number of windows done and in all.
+        mirror_axes: See `WindowSettings`.
+        mirrored_classes: See `SlidingWindow`.
 
     Returns:
-        Probabilities, float32 `(depth, height, width, classes)`: the weighted mean over windows of the
-        softmax of the logits.
+        Probabilities, float32 `(depth, height, width, classes)`: the softmax of the weighted mean over windows of
+        the logits.
 
     Raises:
         ValueError: If the volume is not 3D or empty, or the patch size or the overlap is not in its range.
@@ -54,34 +114,179 @@ def predict_volume(
         >>> probabilities.shape, int(probabilities.argmax(axis=-1).sum())
         ((3, 9, 5, 2), 1)
     """
-    patch_size = tuple(int(size) for size in patch_size)
-    _check(volume, patch_size, overlap)
-    before = [max(0, patch - size) // 2 for size, patch in zip(volume.shape, patch_size, strict=True)]
-    inside = tuple(slice(b, b + size) for b, size in zip(before, volume.shape, strict=True))
-    volume = _pad(volume, patch_size, before)
-    axes = []
-    for size, patch in zip(volume.shape, patch_size, strict=True):
-        starts = window_starts(size, patch, overlap)
-        axes.append(list(zip(starts, window_weights(starts, size, patch), strict=True)))
-    windows = list(itertools.product(*axes))
+    settings = WindowSettings(overlap, batch_size, tuple(mirror_axes))
+    windows = SlidingWindow(model, volume, patch_size, settings, mirrored_classes)
+    planes = windows.planes(progress)
+    first = next(planes)
+    probabilities = np.empty((len(volume), *first.shape), np.float32)
+    probabilities[0] = first
+    for index, plane in enumerate(planes, start=1):
+        probabilities[index] = plane
+    return probabilities
 
-    forward = _forward(model, patch_size)
-    scores = None
-    for done in range(0, len(windows), batch_size):
-        batch = windows[done : done + batch_size]
-        places = [_place([start for start, _ in window], patch_size) for window in batch]
-        patches = np.stack([volume[place] for place in places])[..., np.newaxis].astype(
-            np.float32, copy=False
-        )
-        weights = [np.stack([window[axis][1] for window in batch]) for axis in range(3)]
-        weighted = ops.convert_to_numpy(forward(patches, *weights))
-        if scores is None:
-            scores = np.zeros((*volume.shape, weighted.shape[-1]), np.float32)
-        for place, part in zip(places, weighted, strict=True):
-            scores[place] += part
-        if progress:
-            progress(done + len(batch), len(windows))
-    return scores[inside]
+
+class SlidingWindow:
+    """A network's walk over a volume, window by window.
+
+    Args:
+        model: As for `predict_volume`.
+        volume: HU `(depth, height, width)` at the spacing that the model was trained at.
+        patch_size: `(depth, height, width)` of the windows in voxels.
+        settings: Overlap, batch size, and the axes along which windows are mirrored.
+        mirrored_classes: Which class each class is in the mirror, left and right exchanged
+            (`partialseg.data.classes.mirrored_classes`); needed where "x" is among the axes.
+        is_wanted: Says of the box of a window whether it is to be computed; another one is background. None:
+            all are.
+        num_classes: Background included; needed with `is_wanted`.
+
+    Raises:
+        ValueError: If the volume is not 3D or empty, or an argument is not in its range or lacks another one.
+
+    Example:
+        >>> constant = lambda hu: np.concatenate([0 * hu, 0 * hu], axis=-1)
+        >>> windows = SlidingWindow(constant, np.zeros((5, 6, 4)), (4, 4, 4), WindowSettings())
+        >>> windows.num_windows, [plane.shape for plane in windows.planes()][:2]
+        (4, [(6, 4, 2), (6, 4, 2)])
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Any], Any],
+        volume: np.ndarray,
+        patch_size: Sequence[int],
+        settings: WindowSettings,
+        mirrored_classes: Sequence[int] | None = None,
+        is_wanted: Callable[[tuple[slice, ...]], bool] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        self.patch_size = tuple(int(size) for size in patch_size)
+        _check(volume, self.patch_size)
+        if "x" in settings.mirror_axes and mirrored_classes is None:
+            raise ValueError("to mirror along x, say which classes are left and right: give mirrored_classes")
+        if is_wanted is not None and num_classes is None:
+            raise ValueError("windows can only be left out where num_classes is known")
+        self.settings = settings
+        self.num_classes = num_classes
+        self._mirrored_classes = mirrored_classes
+        self._forward = forward_pass(model, self.patch_size)
+        before = [
+            max(0, patch - size) // 2 for size, patch in zip(volume.shape, self.patch_size, strict=True)
+        ]
+        self._inside = tuple(slice(b, b + size) for b, size in zip(before, volume.shape, strict=True))
+        self._volume = _pad(volume, self.patch_size, before)
+        self._starts, self._weights = [], []
+        for size, patch in zip(self._volume.shape, self.patch_size, strict=True):
+            starts = window_starts(size, patch, settings.overlap)
+            self._starts.append(starts)
+            self._weights.append(window_weights(starts, size, patch))
+        grid = itertools.product(*(range(len(starts)) for starts in self._starts))
+        self._wanted = {window: is_wanted is None or is_wanted(self._box(window)) for window in grid}
+
+    @property
+    def num_windows(self) -> int:
+        """Those that are computed."""
+        return sum(self._wanted.values())
+
+    def planes(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
+        """Predict, and give each plane of the volume in turn.
+
+        Args:
+            progress: Called after each batch with the number of windows done and in all.
+
+        Yields:
+            Probabilities, float32 `(height, width, classes)`; the array is the caller's.
+        """
+        total, done = None, 0
+        depth_starts = self._starts[0]
+        for slab, start in enumerate(depth_starts):
+            windows = [window for window in self._wanted if window[0] == slab]
+            wanted = [window for window in windows if self._wanted[window]]
+            for first in range(0, len(wanted), self.settings.batch_size):
+                batch = wanted[first : first + self.settings.batch_size]
+                total = self._add(batch, total)
+                done += len(batch)
+                if progress:
+                    progress(done, self.num_windows)
+            if total is None:
+                total = self._empty(self.num_classes)
+            for window in windows:
+                if not self._wanted[window]:
+                    self._add_background(window, total)
+            stop = depth_starts[slab + 1] if slab + 1 < len(depth_starts) else len(self._volume)
+            yield from self._finished(total, range(start, stop))
+
+    def _add(self, batch: Sequence[tuple[int, ...]], total: np.ndarray | None) -> np.ndarray:
+        """Predict a batch of windows, and add what comes out to the sum."""
+        patches = np.stack([self._patch(window) for window in batch])[..., np.newaxis]
+        flips = self.settings.flips
+        for flip in flips:
+            axes = [axis for axis, mirrored in enumerate(flip, start=1) if mirrored]
+            logits = self._forward(np.ascontiguousarray(np.flip(patches, axes)) if axes else patches)
+            if total is None:
+                total = self._empty(self._check_classes(logits.shape[-1]))
+            for window, values in zip(batch, logits, strict=True):
+                depth, height, width = self._weights_of(window)
+                add_window(
+                    total,
+                    values.reshape(*values.shape[:2], -1),
+                    self._place(window),
+                    depth / np.float32(len(flips)),
+                    height,
+                    np.repeat(width, self.num_classes),
+                    flip,
+                    self._mirrored_row(),
+                )
+        return total
+
+    def _add_background(self, window: tuple[int, ...], total: np.ndarray) -> None:
+        add_background(total, CERTAIN, self._place(window), *self._weights_of(window), self.num_classes)
+
+    def _finished(self, total: np.ndarray, planes: range) -> Iterator[np.ndarray]:
+        """Take planes out of the ring, and make room for new ones."""
+        depth, height, width = self._inside
+        for index in planes:
+            plane = total[index % len(total)]
+            if depth.start <= index < depth.stop:
+                rows = plane.reshape(len(plane), -1, self.num_classes)[height, width]
+                yield softmax(rows.copy())
+            plane[...] = 0
+
+    def _empty(self, num_classes: int) -> np.ndarray:
+        _, height, width = self._volume.shape
+        return np.zeros((self.patch_size[0], height, width * num_classes), np.float32)
+
+    def _check_classes(self, found: int) -> int:
+        if self.num_classes not in (None, found):
+            raise ValueError(f"the network gives {found} classes, expected {self.num_classes}")
+        self.num_classes = found
+        return found
+
+    def _mirrored_row(self) -> np.ndarray:
+        """For each voxel and class of a window's row its place in the row of the mirrored window."""
+        classes = np.arange(self.num_classes) if self._mirrored_classes is None else self._mirrored_classes
+        voxels = np.arange(self.patch_size[2])[::-1, np.newaxis]
+        return (voxels * self.num_classes + np.asarray(classes)).ravel()
+
+    def _box(self, window: tuple[int, ...]) -> tuple[slice, ...]:
+        """The part of the volume that a window covers."""
+        box = []
+        for axis, index in enumerate(window):
+            start = self._starts[axis][index] - self._inside[axis].start
+            size = self._inside[axis].stop - self._inside[axis].start
+            box.append(slice(max(0, start), min(size, start + self.patch_size[axis])))
+        return tuple(box)
+
+    def _patch(self, window: tuple[int, ...]) -> np.ndarray:
+        starts = (self._starts[axis][index] for axis, index in enumerate(window))
+        box = tuple(slice(start, start + size) for start, size in zip(starts, self.patch_size, strict=True))
+        return self._volume[box].astype(np.float32, copy=False)
+
+    def _place(self, window: tuple[int, ...]) -> tuple[int, int, int]:
+        z, y, x = (self._starts[axis][index] for axis, index in enumerate(window))
+        return z, y, x * self.num_classes
+
+    def _weights_of(self, window: tuple[int, ...]) -> list[np.ndarray]:
+        return [self._weights[axis][index] for axis, index in enumerate(window)]
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -127,22 +332,13 @@ def window_weights(starts: Sequence[int], size: int, patch: int) -> np.ndarray:
     return np.stack([gaussian / total[start : start + patch] for start in starts]).astype(np.float32)
 
 
-def first_output(outputs: Any) -> Any:
-    """The logits at full resolution, where a model with deep supervision returns several."""
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-
-
-def _check(volume: np.ndarray, patch_size: tuple[int, ...], overlap: float) -> None:
+def _check(volume: np.ndarray, patch_size: tuple[int, ...]) -> None:
     if volume.ndim != 3 or 0 in volume.shape:
         raise ValueError(
             f"the volume must be (depth, height, width) with no axis empty, received {volume.shape}"
         )
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise ValueError(f"patch_size must be three sizes of at least 1, received {patch_size}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be from 0 to below 1, received {overlap}")
 
 
 def _pad(volume: np.ndarray, patch_size: Sequence[int], before: Sequence[int]) -> np.ndarray:
@@ -151,39 +347,3 @@ def _pad(volume: np.ndarray, patch_size: Sequence[int], before: Sequence[int]) -
         (b, max(0, patch - size) - b) for size, patch, b in zip(volume.shape, patch_size, before, strict=True)
     ]
     return np.pad(volume, widths, constant_values=AIR) if np.any(widths) else volume
-
-
-def _place(starts: Sequence[int], patch_size: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + patch) for start, patch in zip(starts, patch_size, strict=True))
-
-
-def _forward(model: Callable[[Any], Any], patch_size: tuple[int, ...]) -> Callable[..., Any]:
-    """A function of patches and of their weights along each axis that returns weighted probabilities."""
-    if not isinstance(model, keras.Model):
-        return lambda patches, *weights: _weighted(model(patches), *weights)
-    if keras.backend.backend() == "tensorflow":
-        return _compiled(model, patch_size)
-    return lambda patches, *weights: _weighted(model.predict_on_batch(patches), *weights)
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled(model: keras.Model, patch_size: tuple[int, ...]) -> Callable[..., Any]:
-    """One graph for all scans that a model predicts; its variables are shared, so further training is seen.
-
-    `predict_on_batch` would do under TensorFlow too, but under MirroredStrategy it predicts on every replica.
-    """
-    import tensorflow as tf
-
-    signature = [tf.TensorSpec((None, *patch_size, 1)), *(tf.TensorSpec((None, size)) for size in patch_size)]
-
-    def forward(patches: Any, *weights: Any) -> Any:
-        return _weighted(model(patches, training=False), *weights)
-
-    return tf.function(forward, input_signature=signature, autograph=False)
-
-
-def _weighted(outputs: Any, depth: Any, height: Any, width: Any) -> Any:
-    """Softmax of the logits, times the outer product of the weights along the axes."""
-    logits = ops.cast(ops.convert_to_tensor(first_output(outputs)), "float32")
-    weight = depth[:, :, None, None] * height[:, None, :, None] * width[:, None, None, :]
-    return ops.softmax(logits, axis=-1) * weight[..., None]

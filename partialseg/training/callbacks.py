@@ -16,7 +16,7 @@ from keras import ops
 from rich.progress import Progress as ProgressBar
 
 from partialseg.data.classes import ALL_ORGANS
-from partialseg.models.sliding_window import first_output
+from partialseg.models.forward import first_output
 from partialseg.progress import console
 from partialseg.training.backends import on_tensorflow
 from partialseg.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from partialseg.data.pipeline import BatchReader
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
-from partialseg.models.sliding_window import first_output
+from partialseg.models.forward import first_output
 from partialseg.training.batches import stage_batches, steps_of_epoch
 from partialseg.training.callbacks import Books
 from partialseg.training.config import TrainingConfig

@@ -4,7 +4,6 @@ from scipy import ndimage, special
 
 from partialseg.data.resample import (
     _lowest_share,
-    resample_back,
     resample_image,
     resample_label,
     resampled_grid,
@@ -267,36 +266,3 @@ def test_empty_label_map_stays_empty():
 def test_negative_label_is_refused():
     with pytest.raises(ValueError, match="-1"):
         resample_label(np.full((2, 2, 2), -1), (1, 1, 1), (2, 2, 2))
-
-
-@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
-def test_scores_go_back_to_the_scans_own_grid(shape, spacing, new_spacing):
-    new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
-    scores = np.random.default_rng(4).normal(size=(*new_shape, 4)).astype(np.float32)
-    where = positions(new_shape, new_spacing, shape, spacing)
-    whole = np.stack(
-        [ndimage.map_coordinates(scores[..., c], where, order=1, mode="nearest") for c in range(4)]
-    )
-    clear = np.sort(whole, axis=0)
-    clear = clear[-1] - clear[-2] > 1e-3
-    labels = resample_back(scores, new_spacing, shape, spacing)
-    assert labels.shape == shape
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels[clear], whole.argmax(axis=0)[clear])
-
-
-def test_scores_around_one_organ_go_back_as_the_whole_does():
-    shape, spacing, new_spacing = (25, 60, 70), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5)
-    new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
-    organ = sphere(new_shape, new_spacing, 12, (20, -10, 8))
-    scores = np.stack([~organ, organ], axis=-1).astype(np.float16)
-    where = positions(new_shape, new_spacing, shape, spacing)
-    share = ndimage.map_coordinates(organ.astype(float), where, order=1, mode="nearest")
-    clear = abs(share - 0.5) > 1e-3
-    labels = resample_back(scores, new_spacing, shape, spacing)
-    np.testing.assert_array_equal(labels[clear], share[clear] > 0.5)
-    assert labels.sum() * np.prod(spacing) == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.05)
-
-
-def test_scores_with_background_everywhere_give_background():
-    assert not resample_back(np.eye(3)[np.zeros((2, 3, 4), dtype=int)], (2, 2, 2), (4, 6, 8), (1, 1, 1)).any()

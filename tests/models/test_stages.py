@@ -8,9 +8,9 @@ from keras import ops
 from partialseg.losses import preset
 from partialseg.models.conditioned import conditioned_unet
 from partialseg.models.dynamic_head import dynamic_head_unet
+from partialseg.models.forward import first_output
 from partialseg.models.normalization import InstanceNormLeakyReLU
 from partialseg.models.pipo_fan import pipo_fan
-from partialseg.models.sliding_window import first_output
 from partialseg.models.stages import plan_stages
 
 NETWORKS = (pipo_fan, conditioned_unet, dynamic_head_unet)

@@ -1,0 +1,123 @@
+"""A scan in, its label map out: resample, predict in windows, and go back to the scan's grid plane by plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from partialseg.data.body import Body
+from partialseg.data.classes import mirrored_classes
+from partialseg.data.resample import resample_image
+from partialseg.data.resample_back import PlaneConsumer, ScanLabels
+from partialseg.data.volumes import Volume
+from partialseg.errors import DataError
+from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow, WindowSettings
+from partialseg.training.runs import Run
+
+
+class Network(NamedTuple):
+    """A network that predicts.
+
+    Attributes:
+        model: A Keras model or any callable: float32 HU `(batch, depth, height, width, 1)` to logits.
+        patch_size: `(depth, height, width)` of its windows in voxels.
+    """
+
+    model: Callable[[Any], Any]
+    patch_size: tuple[int, int, int]
+
+
+def load_networks(runs: Sequence[Run]) -> list[Network]:
+    """Load the networks of runs that predict together, such as those of the folds of a cross-validation.
+
+    Args:
+        runs: Runs of the same classes and voxel size; their patch sizes may differ.
+
+    Raises:
+        DataError: If a run's classes or voxel size are not those of the first, or it has no trained network.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what, found, expected in (
+            ("classes", run.classes, first.classes),
+            ("voxel size", run.spacing_mm, first.spacing_mm),
+        ):
+            if found != expected:
+                raise DataError(
+                    run.folder,
+                    f"its {what} {_listed(found)} differ from {_listed(expected)} of {first.folder}",
+                    "predict with each by itself, or give runs that were trained on the same prepared data",
+                )
+    return [Network(run.load_model(), run.patch_size) for run in runs]
+
+
+def label_scan(
+    networks: Sequence[Network],
+    scan: Volume,
+    spacing_mm: Sequence[float],
+    classes: Sequence[str],
+    settings: WindowSettings = DEFAULT_SETTINGS,
+    progress: Callable[[int, int], None] | None = None,
+    on_probabilities: PlaneConsumer | None = None,
+) -> np.ndarray:
+    """Label a scan on its own grid.
+
+    The probabilities of several networks are averaged. Memory grows with the classes times some planes, not times the
+    volume: each plane's probabilities become labels as soon as they are final.
+
+    Args:
+        networks: One or more, which walk over the scan in step.
+        scan: HU, see `read_image`.
+        spacing_mm: Voxel size `(z, y, x)` that the networks expect.
+        classes: Background, then the organs: the order of the logits.
+        settings: Of the windows.
+        progress: Called with the number of windows done and in all, over all networks.
+        on_probabilities: Called with each plane of the scan, from the feet to the head: its index, and float32
+            `(height, width, classes)`. It costs an interpolation of all classes at every voxel.
+
+    Returns:
+        uint8 class indices on the grid of `scan.array`.
+
+    Raises:
+        ValueError: If windows are to be mirrored along x, and the other side of a class is no class; or a network has
+            another number of classes.
+    """
+    image = resample_image(scan.array, scan.spacing_mm, spacing_mm)
+    is_wanted = Body(image, spacing_mm).meets if settings.skip_outside_body else None
+    mirrored = mirrored_classes(classes) if "x" in settings.mirror_axes else None
+    walks = [
+        SlidingWindow(network.model, image, network.patch_size, settings, mirrored, is_wanted, len(classes))
+        for network in networks
+    ]
+    result = ScanLabels(image.shape, spacing_mm, scan.array.shape, scan.spacing_mm, on_probabilities)
+    reports = _reports(walks, progress)
+    streams = [walk.planes(report) for walk, report in zip(walks, reports, strict=True)]
+    for planes in zip(*streams, strict=True):
+        mean = planes[0]
+        for plane in planes[1:]:
+            mean += plane
+        if len(planes) > 1:
+            mean /= len(planes)
+        result.add(mean)
+    return result.labels
+
+
+def _reports(
+    walks: Sequence[SlidingWindow], progress: Callable[[int, int], None] | None
+) -> list[Callable[[int, int], None] | None]:
+    """For each walk what tells the windows done of all walks together."""
+    if progress is None:
+        return [None] * len(walks)
+    done, total = [0] * len(walks), sum(walk.num_windows for walk in walks)
+
+    def report(index: int, windows: int) -> None:
+        done[index] = windows
+        progress(sum(done), total)
+
+    return [lambda windows, _, index=index: report(index, windows) for index in range(len(walks))]
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return "(" + ", ".join(map(str, values)) + ")"
