@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from partialseg.data.body import Body
-from partialseg.data.classes import mirrored_classes
+from partialseg.data.classes import mirrored_classes, unpaired_classes
 from partialseg.data.resample import resample_image
 from partialseg.data.resample_back import PlaneConsumer, ScanLabels
 from partialseg.data.volumes import Volume
 from partialseg.errors import DataError
-from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow, WindowSettings
+from partialseg.models.sliding_window import AXES, DEFAULT_SETTINGS, SlidingWindow, WindowSettings
 from partialseg.training.runs import Run
 
 
@@ -51,6 +51,31 @@ def load_networks(runs: Sequence[Run]) -> list[Network]:
                     "predict with each by itself, or give runs that were trained on the same prepared data",
                 )
     return [Network(run.load_model(), run.patch_size) for run in runs]
+
+
+def trained_mirror_axes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The axes along which the patches of all runs were mirrored in training, of "z", "y" and "x".
+
+    "x" is left out, as in training, where the other side of a class is no class.
+
+    Raises:
+        DataError: If a run was trained without mirroring: what is mirrored would be strange to it.
+    """
+    axes = set(AXES)
+    for run in runs:
+        augmentation = run.config.augmentation
+        if augmentation is None or not augmentation.mirror.probability:
+            own = set()
+        else:
+            own = set(augmentation.mirror.axes) - ({"x"} if unpaired_classes(run.classes) else set())
+        if not own:
+            raise DataError(
+                run.folder,
+                "was trained without mirrored patches, and mirrored windows would be strange to it",
+                "predict without mirroring, or train with `augmentation: {mirror: {probability: 0.5}}`",
+            )
+        axes &= own
+    return tuple(axis for axis in AXES if axis in axes)
 
 
 def label_scan(

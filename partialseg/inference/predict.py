@@ -13,9 +13,9 @@ from partialseg.data.cards import Card
 from partialseg.data.volumes import read_image, write_label_map
 from partialseg.errors import DataError
 from partialseg.files import write_json
-from partialseg.inference.labelling import Network, label_scan
+from partialseg.inference.labelling import Network, label_scan, load_networks, trained_mirror_axes
 from partialseg.inference.scans import list_scans, stem
-from partialseg.models.sliding_window import WindowSettings
+from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
 
@@ -42,6 +42,9 @@ def predict(
     split: str | None = None,
     batch_size: int = 1,
     progress: bool = True,
+    mirror: bool = False,
+    skip_outside_body: bool = True,
+    ensemble: Iterable[Run | str | Path] = (),
 ) -> PredictResult:
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
 
@@ -59,15 +62,22 @@ def predict(
         split: With a card: predict only its "train" or "test" cases.
         batch_size: Windows that are predicted together.
         progress: Whether to show a progress bar on standard error.
+        mirror: Whether windows are predicted mirrored too, along the axes along which training mirrored, and the
+            results averaged: up to 8 times the time.
+        skip_outside_body: Whether windows without any part of the body are background without being computed.
+        ensemble: Further runs, such as the other folds, whose probabilities are averaged with the run's.
 
     Raises:
-        DataError: If the run is not one, or has no trained network.
+        DataError: If a run is not one, or has no trained network; if a run of the ensemble has other classes or
+            another voxel size; or if windows are to be mirrored and a run was trained without that.
         ValueError: If a split is asked for without a card.
     """
     if split is not None and card is None:
         raise ValueError(f"split {split!r} needs a card, which says what cases belong to it")
-    run = run if isinstance(run, Run) else read_run(run)
-    model = run.load_model()
+    runs = [one if isinstance(one, Run) else read_run(one) for one in (run, *ensemble)]
+    mirror_axes = trained_mirror_axes(runs) if mirror else ()
+    settings = WindowSettings(overlap, batch_size, mirror_axes, skip_outside_body)
+    networks = load_networks(runs)
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems)
     sources = {scan.path.resolve() for scan in scans}
@@ -81,14 +91,14 @@ def predict(
             try:
                 _check_not_a_scan(label_map, sources)
                 predict_scan(
-                    model,
-                    run,
+                    networks,
+                    runs[0],
                     scan.path,
                     label_map,
-                    overlap,
-                    batch_size,
+                    settings,
                     lambda done, total: bar.update(windows, completed=done, total=total),
                     scan.series,
+                    [other.folder for other in runs[1:]],
                 )
                 result.written.append(label_map)
             except DataError as error:
@@ -111,31 +121,31 @@ def _check_not_a_scan(label_map: Path, sources: Collection[Path]) -> None:
 
 
 def predict_scan(
-    model: Callable[[Any], Any],
+    model: Callable[[Any], Any] | Sequence[Network],
     run: Run,
     path: str | Path,
     out: str | Path,
-    overlap: float = 0.5,
-    batch_size: int = 1,
+    settings: WindowSettings = DEFAULT_SETTINGS,
     progress: Callable[[int, int], None] | None = None,
     series: str | None = None,
+    ensemble: Sequence[Path] = (),
 ) -> dict[str, float]:
     """Predict one scan, and write its label map and beside it `<case>.json`.
 
-    The scan is resampled to the run's voxel size, predicted in windows, and the probabilities are resampled
-    back to the scan's grid before the largest one decides.
+    See `partialseg.inference.labelling.label_scan`.
 
     Args:
-        model: HU `(batch, depth, height, width, 1)` to logits, such as `run.load_model()`.
+        model: HU `(batch, depth, height, width, 1)` to logits, such as `run.load_model()`; or the networks of an
+            ensemble.
         run: Says voxel size, patch size and classes.
         path: A NIfTI file or a folder with the slices of a DICOM series.
         out: The label map to write, `.nii.gz` or `.nii`: same shape, affine and axis order as the scan (for
             DICOM: canonical axes).
-        overlap: Share of a window that it has in common with the next one at least, 0 to below 1.
-        batch_size: Windows that are predicted together.
+        settings: Of the windows.
         progress: Called with the number of windows done and in all.
         series: Which DICOM series, where the folder holds several: a pattern of its description, or its number
             or UID.
+        ensemble: Folders of the runs of the networks after the first, as `<case>.json` names them.
 
     Returns:
         The volume of each organ in mL; 0 where it was not found.
@@ -145,10 +155,8 @@ def predict_scan(
     """
     path, out = Path(path), Path(out)
     scan = read_image(path, series)
-    settings = WindowSettings(overlap, batch_size)
-    labels = label_scan(
-        [Network(model, run.patch_size)], scan, run.spacing_mm, run.classes, settings, progress
-    )
+    networks = [Network(model, run.patch_size)] if callable(model) else model
+    labels = label_scan(networks, scan, run.spacing_mm, run.classes, settings, progress)
     volumes_ml = _volumes_ml(labels, scan.spacing_mm, run.classes)
     write_json(
         out.with_name(f"{stem(out)}.json"),
@@ -156,10 +164,13 @@ def predict_scan(
             "classes": run.classes,
             "volumes_ml": volumes_ml,
             "run": str(run.folder),
+            "ensemble": [str(folder) for folder in ensemble],
             "source": str(path),
             "series": series,
             "spacing_mm": run.spacing_mm,
-            "overlap": overlap,
+            "overlap": settings.overlap,
+            "mirror_axes": settings.mirror_axes,
+            "skip_outside_body": settings.skip_outside_body,
         },
     )
     # Last: a label map without the file that says its classes would be read with others.

@@ -12,7 +12,7 @@ from partialseg.data.folds import hold_out
 from partialseg.data.pipeline import fixed_patches
 from partialseg.data.prepared import Case, Prepared
 from partialseg.errors import DataError
-from partialseg.models.sliding_window import predict_volume
+from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
 from partialseg.training.config import TrainingConfig
 
 #: Where a Dice comes from.
@@ -166,7 +166,8 @@ class Validation:
         return self._scores(VOLUMES, case.dataset, case.name, organs, overlap)
 
     def _predict(self, model: keras.Model, volume: np.ndarray) -> np.ndarray:
-        return np.argmax(predict_volume(model, volume, self.config.patch_size), axis=-1)
+        windows = SlidingWindow(model, volume, self.config.patch_size, DEFAULT_SETTINGS)
+        return np.stack([np.argmax(plane, axis=-1).astype(np.uint8) for plane in windows.planes()])
 
     def _scores(
         self, source: str, dataset: str, case: str, organs: Iterable[str], overlap: Overlap
