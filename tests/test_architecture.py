@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "partialseg"
 LAYERS = (
     (
         *("errors", "storage", "files", "arrays", "progress"),
-        *("machine", "locking", "parallel", "dask_cluster", "lazy", "_environment"),
+        *("machine", "locking", "parallel", "dask_cluster", "lazy", "compiling", "_environment"),
     ),
     ("data",),
     ("losses",),

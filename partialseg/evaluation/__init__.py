@@ -1,6 +1,6 @@
 """How good predictions are: scores per case and annotated organ, and tables organ × dataset.
 
-Names are looked up when first used, so that `score` alone needs no more than NumPy and SciPy.
+Names are looked up when first used, so that `score` alone needs no more than NumPy, SciPy and Numba.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dice, volume error and surface distances of two label maps, organ by organ. NumPy and SciPy alone.
+"""Dice, volume error and surface distances of two label maps, organ by organ. NumPy, SciPy and Numba alone.
 
 The surface of a mask is made of its own voxels: those with one of their six neighbours outside the mask or
 outside the volume (what erosion leaves out, as in MONAI and MedPy). Distances run between the centres of
@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
-from partialseg.evaluation.surface_area import element_areas, element_codes
+from partialseg.evaluation.distances import HD95_DEFINITIONS, directed_distances, distance_metrics
+from partialseg.evaluation.surfaces import count_voxels, organ_boxes
 
-#: What "HD95" can mean; a table names the one that it used.
-HD95_DEFINITIONS: dict[str, str] = {
-    "directed_max": "larger of the two directed 95th percentiles",
-    "pooled": "95th percentile of the distances of both directions together",
-    "area_weighted": "larger of the two directed 95th percentiles, weighted by surface area; "
-    "so are ASSD and NSD, and all distances run between corners of voxels",
-}
+__all__ = ["BOTH_EMPTY", "HALLUCINATED", "HD95_DEFINITIONS", "MISSED", "OUTCOMES", "SCORED", "score"]
 
 SCORED, MISSED, HALLUCINATED, BOTH_EMPTY = "scored", "missed", "hallucinated", "both empty"
 OUTCOMES = (SCORED, MISSED, HALLUCINATED, BOTH_EMPTY)
@@ -58,7 +52,7 @@ def score(
     that neither a speck of unknown side nor the edge of the ignored region makes a distance.
 
     Args:
-        prediction: Whole numbers, shape `(depth, height, width)` (any number of axes will do).
+        prediction: Whole numbers, shape `(depth, height, width)` (or with fewer axes).
         truth: Whole numbers, same shape.
         spacing_mm: Voxel size, in mm, one per axis. With all ones the distances and the tolerance are
             in voxels, and `volume_error_ml` in thousands of voxels.
@@ -87,100 +81,48 @@ def score(
         (0.667, 3.0, 'both empty')
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
-    spacing = _checked(prediction, truth, spacing_mm, hd95)
+    spacing = _checked(prediction, truth, spacing_mm, organs, hd95)
     tolerances = _tolerances(nsd_tolerance_mm, organs)
-    ignored = (
-        {}
-        if ignore is None
-        else dict(ignore)
-        if isinstance(ignore, Mapping)
-        else dict.fromkeys(organs, ignore)
-    )
-    for organ, mask in ignored.items():
-        if np.shape(mask) != truth.shape:
-            raise ValueError(
-                f"ignore[{organ!r}] has shape {np.shape(mask)}, but the label maps have {truth.shape}"
-            )
-    boxes = [_boxes(label, organs.values()) for label in (prediction, truth)]
+    ignored = _ignored(ignore, organs, truth.shape)
+    largest = max(organs.values(), default=0)
+    labels = [_as_loops_read_it(label, largest) for label in (prediction, truth)]
+    boxes = [organ_boxes(label, largest) for label in labels]
     result = {}
     for organ, value in organs.items():
-        box = _joint_box(boxes[0].get(value), boxes[1].get(value), truth.ndim)
-        unknown = np.asarray(ignored[organ][box], dtype=bool) if organ in ignored else None
-        result[organ] = _score_masks(
-            prediction[box] == value, truth[box] == value, unknown, spacing, hd95, tolerances[organ]
+        ends = [box[value] for box in boxes]
+        box = np.stack([np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])])
+        pair = _Pair(*labels, int(value), box)
+        result[organ] = (
+            _score_organ(pair, ignored.get(organ), spacing, hd95, tolerances[organ])
+            if box[1].all()
+            else _without_distances(0, 0, 0.0)
         )
     return result
 
 
-def surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of the mask with a neighbour (of six, in 3D) outside it; the array's border counts as outside.
+class _Pair(NamedTuple):
+    """Two label maps, the value of an organ, and the box that holds it in both."""
 
-    Args:
-        mask: Boolean, any shape.
-
-    Returns:
-        Boolean, same shape.
-
-    Example:
-        >>> surface(np.array([True, True, True, False, True])).tolist()
-        [True, False, True, False, True]
-    """
-    inner = mask.copy()
-    for axis in range(mask.ndim):
-        here, before, after = (np.moveaxis(array, axis, 0) for array in (inner, mask, mask))
-        here[1:] &= before[:-1]
-        here[:-1] &= after[1:]
-        here[[0, -1]] = False
-    return mask & ~inner
-
-
-def surface_distances(
-    first: np.ndarray, second: np.ndarray, spacing_mm: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm from each surface voxel of one mask to the nearest of the other, and the way back.
-
-    Args:
-        first: Boolean mask, not empty.
-        second: Boolean mask of the same shape, not empty.
-        spacing_mm: Voxel size, one per axis.
-
-    Returns:
-        Two float64 arrays, one entry per surface voxel of the first mask and of the second, in no set order.
-
-    Example:
-        >>> there, back = surface_distances(np.eye(1, 4, 0) > 0, np.eye(1, 4, 3) > 0, (1, 2))
-        >>> there.tolist(), back.tolist()
-        ([6.0], [6.0])
-    """
-    return _nearest(surface(first), surface(second), spacing_mm)
-
-
-def _nearest(
-    first: np.ndarray, second: np.ndarray, spacing_mm: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    surfaces = first, second
-    # Where the surfaces coincide the distance is 0: of a good prediction few voxels are left to be asked for.
-    shared = surfaces[0] & surfaces[1]
-    points = [np.argwhere(mask) * np.asarray(spacing_mm, dtype=np.float64) for mask in surfaces]
-    distances = []
-    for mask, other in ((surfaces[0], points[1]), (surfaces[1], points[0])):
-        asked = np.argwhere(mask & ~shared) * np.asarray(spacing_mm, dtype=np.float64)
-        found = np.zeros(np.count_nonzero(mask))
-        if len(asked):
-            tree = cKDTree(other, balanced_tree=False, compact_nodes=False)
-            found[~shared[mask]] = tree.query(asked)[0]
-        distances.append(found)
-    return distances[0], distances[1]
+    prediction: np.ndarray
+    truth: np.ndarray
+    value: int
+    box: np.ndarray
 
 
 def _checked(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], hd95: str
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    organs: Mapping[str, int],
+    hd95: str,
 ) -> tuple[float, ...]:
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, but the truth has {truth.shape}")
     for name, label in (("prediction", prediction), ("truth", truth)):
         if label.dtype.kind not in "iub":
             raise ValueError(f"the {name} holds {label.dtype}, but a label map is of whole numbers")
+    if not 1 <= truth.ndim <= 3:
+        raise ValueError(f"the label maps have {truth.ndim} axes, expected (depth, height, width)")
     spacing = tuple(float(size) for size in spacing_mm)
     if len(spacing) != truth.ndim or not all(math.isfinite(size) and size > 0 for size in spacing):
         raise ValueError(f"spacing_mm is {spacing}, expected {truth.ndim} positive sizes in mm")
@@ -188,6 +130,8 @@ def _checked(
         raise ValueError(f"hd95 is {hd95!r}, expected one of {', '.join(HD95_DEFINITIONS)}")
     if hd95 == "area_weighted" and truth.ndim != 3:
         raise ValueError(f"hd95 'area_weighted' is of label maps with 3 axes, not {truth.ndim}")
+    if min(organs.values(), default=1) < 1:
+        raise ValueError(f"organs have values from 1 on, not {min(organs.values())}: 0 is background")
     return spacing
 
 
@@ -204,96 +148,80 @@ def _tolerances(tolerance_mm: float | Mapping[str, float], organs: Mapping[str, 
     return tolerances
 
 
-def _boxes(label: np.ndarray, values: Sequence[int]) -> dict[int, tuple[slice, ...]]:
-    """The bounding box of each value that is present, all in one pass."""
-    wanted = sorted({int(value) for value in values})
-    if wanted and wanted[0] < 1:
-        raise ValueError(f"organs have values from 1 on, not {wanted[0]}: 0 is background")
-    whole = label.astype(np.uint8) if label.dtype == bool else label
-    found = ndimage.find_objects(whole, max_label=wanted[-1]) if wanted and label.size else []
-    return {
-        value: found[value - 1] for value in wanted if value <= len(found) and found[value - 1] is not None
-    }
+def _ignored(
+    ignore: np.ndarray | Mapping[str, np.ndarray] | None, organs: Mapping[str, int], shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The voxels to ignore for each organ that has any, with three axes."""
+    given = {} if ignore is None else ignore if isinstance(ignore, Mapping) else dict.fromkeys(organs, ignore)
+    masks = {organ: np.asarray(mask, dtype=bool) for organ, mask in given.items()}
+    for organ, mask in masks.items():
+        if mask.shape != shape:
+            raise ValueError(f"ignore[{organ!r}] has shape {mask.shape}, but the label maps have {shape}")
+    return {organ: _with_three_axes(mask) for organ, mask in masks.items()}
 
 
-def _joint_box(
-    first: tuple[slice, ...] | None, second: tuple[slice, ...] | None, axes: int
-) -> tuple[slice, ...]:
-    if first is None or second is None:
-        return first or second or (slice(0, 0),) * axes
-    return tuple(
-        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
-    )
+def _with_three_axes(array: np.ndarray) -> np.ndarray:
+    return array.reshape((1,) * (3 - array.ndim) + array.shape)
 
 
-def _score_masks(
-    predicted: np.ndarray,
-    true: np.ndarray,
+def _as_loops_read_it(label: np.ndarray, largest: int) -> np.ndarray:
+    """Three axes, C order, writable, uint8 if that will do: loops are compiled anew for every other kind.
+
+    Values that the dtype cannot hold become background: no organ has them.
+    """
+    dtype = np.dtype(np.uint8 if largest < 256 else np.int64)
+    if label.dtype != dtype:
+        cast = label.astype(dtype)
+        cast[(cast != label) | (cast < 0)] = 0
+        label = cast
+    return np.require(_with_three_axes(label), requirements=("C", "W"))
+
+
+def _score_organ(
+    pair: _Pair,
     unknown: np.ndarray | None,
     spacing: tuple[float, ...],
     hd95: str,
     tolerance_mm: float,
 ) -> dict[str, float | str]:
-    known_predicted, known_true = (
-        (predicted, true) if unknown is None else (predicted & ~unknown, true & ~unknown)
-    )
-    num_predicted, num_true = np.count_nonzero(known_predicted), np.count_nonzero(known_true)
+    measured, counted = (pair, pair) if unknown is None else _with_unknown(pair, unknown)
+    num_predicted, num_true, num_both = count_voxels(*counted)
     volume_ml = (num_predicted - num_true) * math.prod(spacing) / 1000
     if not (num_predicted and num_true):
-        outcome = MISSED if num_true else HALLUCINATED if num_predicted else BOTH_EMPTY
-        overlap = math.nan if outcome == BOTH_EMPTY else 0.0
-        return {
-            **dict.fromkeys(("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd"), math.nan),
-            **{"dice": overlap, "nsd": overlap},
-            "volume_error": -1.0 if outcome == MISSED else math.nan,
-            "volume_error_ml": math.nan if outcome == BOTH_EMPTY else volume_ml,
-            "outcome": outcome,
-        }
-    if unknown is not None:
-        true = known_true | (predicted & unknown)
-    numbers = {
-        "dice": 2 * np.count_nonzero(known_predicted & known_true) / (num_predicted + num_true),
-        **_distances(predicted, true, spacing, hd95, tolerance_mm),
+        return _without_distances(num_predicted, num_true, volume_ml)
+    num_axes = len(spacing)
+    spacing = (1.0,) * (3 - num_axes) + spacing
+    directed = directed_distances(*measured, spacing, hd95 == "area_weighted", num_axes)
+    return {
+        "dice": 2 * num_both / (num_predicted + num_true),
+        **distance_metrics(*directed, hd95, tolerance_mm),
         "volume_error": (num_predicted - num_true) / num_true,
         "volume_error_ml": volume_ml,
+        "outcome": SCORED,
     }
-    return {**{name: float(value) for name, value in numbers.items()}, "outcome": SCORED}
 
 
-def _distances(
-    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, ...], hd95: str, tolerance_mm: float
-) -> dict[str, float]:
-    if hd95 == "area_weighted":
-        return _weighted_by_area(predicted, true, spacing, tolerance_mm)
-    there, back = surface_distances(predicted, true, spacing)
-    both = np.concatenate([there, back])
-    groups = (both,) if hd95 == "pooled" else (there, back)
+def _without_distances(num_predicted: int, num_true: int, volume_ml: float) -> dict[str, float | str]:
+    """The scores of an organ that prediction or truth lacks."""
+    outcome = MISSED if num_true else HALLUCINATED if num_predicted else BOTH_EMPTY
+    overlap = math.nan if outcome == BOTH_EMPTY else 0.0
     return {
-        "hd_mm": both.max(),
-        "hd95_mm": max(np.percentile(group, 95) for group in groups),
-        "assd_mm": both.mean(),
-        "nsd": np.mean(both <= tolerance_mm),
+        "dice": overlap,
+        **dict.fromkeys(("hd_mm", "hd95_mm", "assd_mm"), math.nan),
+        "nsd": overlap,
+        "volume_error": -1.0 if outcome == MISSED else math.nan,
+        "volume_error_ml": math.nan if outcome == BOTH_EMPTY else volume_ml,
+        "outcome": outcome,
     }
 
 
-def _weighted_by_area(
-    predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float
-) -> dict[str, float]:
-    codes = [element_codes(mask) for mask in (predicted, true)]
-    on_surface = [(code != 0) & (code != 255) for code in codes]
-    areas_mm2 = [element_areas(spacing)[code[mask]] for code, mask in zip(codes, on_surface, strict=True)]
-    distances = _nearest(*on_surface, spacing)
-    both, area = np.concatenate(distances), np.concatenate(areas_mm2)
-    return {
-        "hd_mm": both.max(),
-        "hd95_mm": max(map(_weighted_percentile, distances, areas_mm2)),
-        "assd_mm": np.average(both, weights=area),
-        "nsd": area[both <= tolerance_mm].sum() / area.sum(),
-    }
-
-
-def _weighted_percentile(distances: np.ndarray, areas: np.ndarray) -> float:
-    """The least distance within which 95% of the area lies."""
-    order = np.lexsort((areas, distances))
-    share = np.cumsum(areas[order]) / areas.sum()
-    return distances[order][min(np.searchsorted(share, 0.95), len(order) - 1)]
+def _with_unknown(pair: _Pair, unknown: np.ndarray) -> tuple[_Pair, _Pair]:
+    """The pair to measure distances of, where the truth follows the prediction in unknown voxels; that to count."""
+    prediction, truth, value, box = pair
+    part = tuple(slice(*ends) for ends in box.T)
+    prediction, truth, unknown = prediction[part].copy(), truth[part], unknown[part]
+    background = truth.dtype.type(0)
+    followed = np.where(unknown, np.where(prediction == value, prediction, background), truth)
+    known = [np.where(unknown, background, label) for label in (prediction, truth)]
+    inside = np.stack([np.zeros(3, np.int64), box[1] - box[0]])
+    return _Pair(prediction, followed, value, inside), _Pair(*known, value, inside)

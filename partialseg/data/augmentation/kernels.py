@@ -9,19 +9,9 @@ candidates about as fast as a plain copy of them would be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function at its first call, and keep the result for later processes where a folder can be written."""
-    try:
-        return numba.njit(function, nogil=True, cache=True, error_model="numpy")
-    except RuntimeError:  # Numba finds no folder for its cache: each process compiles anew, a few seconds
-        return numba.njit(function, nogil=True, error_model="numpy")
+from partialseg.compiling import compiled
 
 
 def row_table(table: np.ndarray, width: int) -> np.ndarray:
