@@ -50,19 +50,40 @@ def predict(
         ),
     ] = None,
     split: Annotated[Optional[Split], typer.Option(help="With --card, this part alone.")] = None,  # noqa: UP045
+    organs: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--organs",
+            "--organ",
+            metavar="ORGAN,...",
+            help="Write these alone, separated by commas or each with an option of its own; values stay the same.",
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Predict also what is there already, and replace it.")
+    ] = False,
 ) -> None:
-    """Segment scans.
+    """Segment scans; called again, go on where it stopped.
 
     In: a run and scans. Out: DIR/<case>.nii.gz, a label map in the scan's own grid and affine, and
-    DIR/<case>.json with the classes and the volume of each organ in mL.
+    DIR/<case>.json with the classes, the volume of each organ in mL, what was done, and warnings (an organ reaches
+    the border of the scan, was not found, lies on the wrong side), which are printed too. What is wrong with one
+    scan does not keep the others from being predicted.
+
+    A prediction that is there already, made of the same scan by the same network with the same settings, is kept.
     """
     if split is not None and card is None:
         raise typer.BadParameter("goes with --card", param_hint="--split")
     from partialseg.data.cards import read_card
+    from partialseg.inference.plausibility import warning_lines
     from partialseg.inference.predict import predict as run_predict
+    from partialseg.inference.prediction_files import Outputs
+    from partialseg.training.runs import read_run
 
+    named = None if card is None else read_card(card)
+    trained = read_run(run)
     result = run_predict(
-        run,
+        trained,
         inputs,
         out,
         overlap=overlap,
@@ -70,9 +91,31 @@ def predict(
         mirror=mirror,
         skip_outside_body=not everywhere,
         ensemble=ensemble or (),
-        card=None if card is None else read_card(card),
+        card=named,
         split=None if split is None else split.value,
+        outputs=Outputs(organs=_organs(organs, trained.classes[1:])),
+        again=again,
     )
     for path in result.written:
         typer.echo(str(path))
+    for name, warnings in result.warnings.items():
+        for line in warning_lines(warnings):
+            typer.echo(f"note: {name}: {line}", err=True)
+    if result.kept:
+        typer.echo(f"{len(result.written)} predicted, {len(result.kept)} were there already: {out}")
     finish(result.problems)
+
+
+def _organs(given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The organs that are asked for, in the order of the class list; None for all."""
+    if given is None:
+        return None
+    names = [name.strip() for text in given for name in text.split(",")]
+    strangers = [name for name in names if name not in known]
+    if strangers:
+        raise typer.BadParameter(
+            f"the network has no {' or '.join(repr(name) for name in strangers)}, expected some of "
+            f"{', '.join(known)}",
+            param_hint="--organs",
+        )
+    return tuple(name for name in known if name in names)

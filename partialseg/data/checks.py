@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -25,7 +25,8 @@ _ORDER = {
     "front and back": (1, 20.0, (("right_kidney", "liver"), ("left_kidney", "pancreas"))),
     "head and feet": (0, 30.0, (("right_kidney", "liver"), ("left_kidney", "spleen"))),
 }
-_WORDS = {"left and right": "left of", "front and back": "behind", "head and feet": "below"}
+#: How a pair that is in the wrong order lies.
+WRONG_ORDER_WORDS = {"left and right": "left of", "front and back": "behind", "head and feet": "below"}
 
 
 @dataclass(frozen=True)
@@ -113,37 +114,64 @@ def order_notes(card: Card, label: Volume) -> tuple[str, ...]:
     Returns:
         One note for each pair in the wrong order; none where an organ is absent.
     """
-    centres = _organ_centres_mm(card, label)
-    sides = [
-        (name, "right_" + name.removeprefix("left_")) for name in card.annotated if name.startswith("left_")
+    values = {
+        organ: [value for value, names in card.labels.items() if names == [organ]] for organ in card.annotated
+    }
+    return tuple(
+        f"{second} lies {WRONG_ORDER_WORDS[swapped]} {first}: {swapped} may be swapped"
+        for swapped, first, second in wrong_order(organ_centres_mm(label.array, values, label.spacing_mm))
+    )
+
+
+def wrong_order(centres_mm: Mapping[str, np.ndarray]) -> list[tuple[str, str, str]]:
+    """The pairs of organs that lie in the wrong order.
+
+    Args:
+        centres_mm: For each organ that is there, `(z, y, x)` in mm.
+
+    Returns:
+        For each pair what seems to be swapped ("left and right", "front and back", "head and feet"), the organ that
+        should have the smaller coordinate, and the other one.
+
+    Example:
+        >>> wrong_order({"liver": np.zeros(3), "spleen": np.array([0, 0, 50.0])})
+        [('left and right', 'spleen', 'liver')]
+    """
+    sides = [(name, "right_" + name.removeprefix("left_")) for name in centres_mm if name.startswith("left_")]
+    return [
+        (swapped, first, second)
+        for swapped, (axis, margin_mm, pairs) in _ORDER.items()
+        for first, second in [*pairs, *(sides if axis == 2 else [])]
+        if {first, second} <= centres_mm.keys()
+        and centres_mm[second][axis] < centres_mm[first][axis] - margin_mm
     ]
-    notes = []
-    for swapped, (axis, margin_mm, pairs) in _ORDER.items():
-        for first, second in [*pairs, *(sides if axis == 2 else [])]:
-            if not {first, second} <= centres.keys():
-                continue
-            if centres[second][axis] < centres[first][axis] - margin_mm:
-                notes.append(f"{second} lies {_WORDS[swapped]} {first}: {swapped} may be swapped")
-    return tuple(notes)
 
 
-def _organ_centres_mm(card: Card, label: Volume) -> dict[str, np.ndarray]:
-    """Centre of each organ that has a value of its own, `(z, y, x)` in mm from the first voxel."""
-    boxes = value_boxes(label.array)
+def organ_centres_mm(
+    array: np.ndarray, values: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Centre of each organ that is there, `(z, y, x)` in mm from the first voxel.
+
+    Args:
+        array: A label map.
+        values: The values of each organ.
+        spacing_mm: Voxel size `(z, y, x)`.
+    """
+    boxes = value_boxes(array)
     centres = {}
-    for organ in card.annotated:
+    for organ, own in values.items():
         total, moment = 0, np.zeros(3)
-        for value, names in card.labels.items():
-            box = boxes[value - 1] if names == [organ] and value <= len(boxes) else None
+        for value in own:
+            box = boxes[value - 1] if value <= len(boxes) else None
             if box is None:
                 continue
-            mask = label.array[box] == value
+            mask = array[box] == value
             total += np.count_nonzero(mask)
             for axis in range(3):
                 profile = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
                 moment[axis] += profile @ (np.arange(len(profile)) + box[axis].start)
         if total:
-            centres[organ] = moment / total * label.spacing_mm
+            centres[organ] = moment / total * spacing_mm
     return centres
 
 

@@ -242,10 +242,37 @@ def mirrored_classes(classes: Sequence[str]) -> tuple[int, ...]:
         >>> mirrored_classes(["background", "liver", "left_kidney", "right_kidney"])
         (0, 1, 3, 2)
     """
-    others = [_other_side(name, classes) for name in classes]
+    others = [other_side(name, classes) for name in classes]
     if unpaired := unpaired_classes(classes):
         raise ValueError(f"{', '.join(unpaired)}: the other side is not among the classes {list(classes)}")
     return tuple(classes.index(other) for other in others)
+
+
+def side_of(name: str) -> str | None:
+    """The side that the name of an organ says.
+
+    Example:
+        >>> side_of("left_kidney"), side_of("lung_middle_lobe_right"), side_of("liver")
+        ('left', 'right', None)
+    """
+    first = _spelled(name).partition("_")[0]
+    return first if first in ("left", "right") and first != _spelled(name) else None
+
+
+def other_side(name: str, classes: Sequence[str]) -> str | None:
+    """The class of a pair's other organ; of one without a side its own; None if there is none, or more than one.
+
+    Example:
+        >>> classes = ["background", "liver", "left_kidney", "right_kidney", "left_lung"]
+        >>> [other_side(name, classes) for name in ("left_kidney", "liver", "left_lung")]
+        ['right_kidney', 'liver', None]
+    """
+    spelled = _spelled(name)
+    for side, other in (("left_", "right_"), ("right_", "left_")):
+        if spelled.startswith(side):
+            found = [one for one in classes if _spelled(one) == other + spelled.removeprefix(side)]
+            return found[0] if len(found) == 1 else None
+    return name
 
 
 def unpaired_classes(classes: Sequence[str]) -> list[str]:
@@ -255,18 +282,8 @@ def unpaired_classes(classes: Sequence[str]) -> list[str]:
         >>> unpaired_classes(["background", "left_kidney", "right_kidney", "left_lung", "lung_middle_lobe_right"])
         ['left_lung', 'lung_middle_lobe_right']
     """
-    others = {name: _other_side(name, classes) for name in classes}
+    others = {name: other_side(name, classes) for name in classes}
     return [name for name in classes if others[name] is None or others[others[name]] != name]
-
-
-def _other_side(name: str, classes: Sequence[str]) -> str | None:
-    """The class of a pair's other organ; of one without a side its own; None if there is none, or more than one."""
-    spelled = _spelled(name)
-    for side, other in (("left_", "right_"), ("right_", "left_")):
-        if spelled.startswith(side):
-            found = [one for one in classes if _spelled(one) == other + spelled.removeprefix(side)]
-            return found[0] if len(found) == 1 else None
-    return name
 
 
 def _spelled(name: str) -> str:

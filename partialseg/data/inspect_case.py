@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,7 +251,7 @@ def _organ_notes(image: Volume, values: np.ndarray, present: dict[str, int]) -> 
     return (
         *organ_notes({organ: some_hu[mask] for organ, mask in inside.items()}),
         *_half_notes(inside, some_hu, step_mm),
-        *_piece_notes(values, present, image.spacing_mm),
+        *piece_notes(values, present, image.spacing_mm).values(),
     )
 
 
@@ -272,16 +272,24 @@ def _mean_x(mask: np.ndarray) -> float:
     return float(profile @ np.arange(len(profile)) / max(1, profile.sum()))
 
 
-def _piece_notes(values: np.ndarray, present: dict[str, int], spacing_mm: Sequence[float]) -> list[str]:
-    """Organs of which a piece lies far from the rest."""
+def piece_notes(
+    values: np.ndarray, present: Mapping[str, int], spacing_mm: Sequence[float]
+) -> dict[str, str]:
+    """Say of which organs a piece lies far from the rest.
+
+    Args:
+        values: A label map.
+        present: The value of each organ that is there.
+        spacing_mm: Voxel size in the same order of axes.
+    """
     boxes = value_boxes(values)
-    notes = []
+    notes = {}
     for organ, value in present.items():
         box = boxes[value - 1]
         pieces = [piece for piece in pieces_ml(values[box] == value, spacing_mm) if piece >= PIECE_ML]
         if len(pieces) > 1:
             shown = [f"{piece:.0f} mL" if piece >= 10 else f"{piece:.2g} mL" for piece in pieces]
-            notes.append(f"{organ} is in pieces 30 mm or more apart: {first_of(shown)}")
+            notes[organ] = f"{organ} is in pieces 30 mm or more apart: {first_of(shown)}"
     return notes
 
 

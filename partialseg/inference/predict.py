@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from partialseg.data.cards import Card
-from partialseg.data.volumes import read_image, write_label_map
+from partialseg.data.raw_files import content_hash
+from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
-from partialseg.files import write_json
 from partialseg.inference.labelling import Network, label_scan, load_networks, trained_mirror_axes
-from partialseg.inference.scans import list_scans, stem
+from partialseg.inference.plausibility import PredictionWarning
+from partialseg.inference.prediction_files import Origin, Outputs, is_there, write_prediction
+from partialseg.inference.scans import Scan, list_scans, stem
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
@@ -26,11 +26,15 @@ class PredictResult:
 
     Attributes:
         written: The label maps, in the order of the inputs.
+        kept: Those that were there already.
         problems: What was wrong, one for each scan that could not be predicted.
+        warnings: For the label maps that were written, what somebody who uses them must know; by name.
     """
 
     written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
+    warnings: dict[str, list[PredictionWarning]] = field(default_factory=dict)
 
 
 def predict(
@@ -45,11 +49,14 @@ def predict(
     mirror: bool = False,
     skip_outside_body: bool = True,
     ensemble: Iterable[Run | str | Path] = (),
+    outputs: Outputs | None = None,
+    again: bool = False,
 ) -> PredictResult:
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
 
-    What is wrong with one scan does not keep the others from being predicted. Predictions that are already
-    there are replaced; a file that is no prediction is not.
+    What is wrong with one scan does not keep the others from being predicted. A prediction that is there already,
+    made of the same scan by the same network with the same settings, is kept; any other is replaced. A file that
+    is no prediction is left alone.
 
     Args:
         run: A run, or its folder.
@@ -66,18 +73,27 @@ def predict(
             results averaged: up to 8 times the time.
         skip_outside_body: Whether windows without any part of the body are background without being computed.
         ensemble: Further runs, such as the other folds, whose probabilities are averaged with the run's.
+        outputs: Which organs are written, and what is done to them; all, and nothing, by default.
+        again: Whether to predict also what is there already.
 
     Raises:
         DataError: If a run is not one, or has no trained network; if a run of the ensemble has other classes or
             another voxel size; or if windows are to be mirrored and a run was trained without that.
-        ValueError: If a split is asked for without a card.
+        ValueError: If a split is asked for without a card, or an organ is not among the run's classes.
     """
     if split is not None and card is None:
         raise ValueError(f"split {split!r} needs a card, which says what cases belong to it")
     runs = [one if isinstance(one, Run) else read_run(one) for one in (run, *ensemble)]
     mirror_axes = trained_mirror_axes(runs) if mirror else ()
-    settings = WindowSettings(overlap, batch_size, mirror_axes, skip_outside_body)
-    networks = load_networks(runs)
+    settings, outputs = (
+        WindowSettings(overlap, batch_size, mirror_axes, skip_outside_body),
+        outputs or Outputs(),
+    )
+    _check_organs(outputs, runs[0])
+    networks = (
+        None if all(one.model_path.is_file() for one in runs) else load_networks(runs)
+    )  # says what is missing
+    origin = _origin(runs, settings, outputs)
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems)
     sources = {scan.path.resolve() for scan in scans}
@@ -90,17 +106,24 @@ def predict(
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
                 _check_not_a_scan(label_map, sources)
-                predict_scan(
-                    networks,
-                    runs[0],
-                    scan.path,
-                    label_map,
-                    settings,
-                    lambda done, total: bar.update(windows, completed=done, total=total),
-                    scan.series,
-                    [other.folder for other in runs[1:]],
-                )
-                result.written.append(label_map)
+                if not again and is_there(label_map, scan.sources, origin):
+                    result.kept.append(label_map)
+                else:
+                    # Loaded when they are needed: where all is there already, a second call takes no time.
+                    networks = networks or load_networks(runs)
+                    sidecar = _predict_scan(
+                        networks,
+                        runs,
+                        scan,
+                        label_map,
+                        settings,
+                        lambda done, total: bar.update(windows, completed=done, total=total),
+                        outputs,
+                        origin,
+                    )
+                    result.written.append(label_map)
+                    found = [PredictionWarning(**warning) for warning in sidecar["warnings"]]
+                    result.warnings[scan.name] = found
             except DataError as error:
                 result.problems.append(error)
             bar.advance(overall)
@@ -128,15 +151,14 @@ def predict_scan(
     settings: WindowSettings = DEFAULT_SETTINGS,
     progress: Callable[[int, int], None] | None = None,
     series: str | None = None,
-    ensemble: Sequence[Path] = (),
+    outputs: Outputs | None = None,
 ) -> dict[str, float]:
     """Predict one scan, and write its label map and beside it `<case>.json`.
 
     See `partialseg.inference.labelling.label_scan`.
 
     Args:
-        model: HU `(batch, depth, height, width, 1)` to logits, such as `run.load_model()`; or the networks of an
-            ensemble.
+        model: HU `(batch, depth, height, width, 1)` to logits, such as `run.load_model()`; or several networks.
         run: Says voxel size, patch size and classes.
         path: A NIfTI file or a folder with the slices of a DICOM series.
         out: The label map to write, `.nii.gz` or `.nii`: same shape, affine and axis order as the scan (for
@@ -145,7 +167,7 @@ def predict_scan(
         progress: Called with the number of windows done and in all.
         series: Which DICOM series, where the folder holds several: a pattern of its description, or its number
             or UID.
-        ensemble: Folders of the runs of the networks after the first, as `<case>.json` names them.
+        outputs: Which organs are written, and what is done to them; all, and nothing, by default.
 
     Returns:
         The volume of each organ in mL; 0 where it was not found.
@@ -153,32 +175,62 @@ def predict_scan(
     Raises:
         DataError: If the scan cannot be read or has an unusable geometry.
     """
-    path, out = Path(path), Path(out)
-    scan = read_image(path, series)
+    scan, outputs = Scan(stem(Path(out)), Path(path), series), outputs or Outputs()
     networks = [Network(model, run.patch_size)] if callable(model) else model
-    labels = label_scan(networks, scan, run.spacing_mm, run.classes, settings, progress)
-    volumes_ml = _volumes_ml(labels, scan.spacing_mm, run.classes)
-    write_json(
-        out.with_name(f"{stem(out)}.json"),
+    origin = _origin([run], settings, outputs)
+    sidecar = _predict_scan(networks, [run], scan, Path(out), settings, progress, outputs, origin)
+    return sidecar["volumes_ml"]
+
+
+def _predict_scan(
+    networks: Sequence[Network],
+    runs: Sequence[Run],
+    scan: Scan,
+    out: Path,
+    settings: WindowSettings,
+    progress: Callable[[int, int], None] | None,
+    outputs: Outputs,
+    origin: Origin,
+) -> dict[str, Any]:
+    """Predict one scan and write it; what its sidecar says."""
+    made_of = origin.marks(scan.sources)
+    volume = read_image(scan.path, scan.series)
+    labels = label_scan(networks, volume, runs[0].spacing_mm, runs[0].classes, settings, progress)
+    facts = {
+        "run": str(runs[0].folder),
+        "ensemble": [str(run.folder) for run in runs[1:]],
+        "source": str(scan.path),
+        "series": scan.series,
+        "spacing_mm": runs[0].spacing_mm,
+        "overlap": settings.overlap,
+        "mirror_axes": settings.mirror_axes,
+        "skip_outside_body": settings.skip_outside_body,
+        "settings": origin.settings,
+        "made_of": made_of,
+    }
+    return write_prediction(out, labels, volume, runs[0].classes, outputs, facts)
+
+
+def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> Origin:
+    """All that changes a prediction beside the scan; how many windows are predicted together does not."""
+    return Origin(
+        content_hash([run.model_path for run in runs]),
         {
-            "classes": run.classes,
-            "volumes_ml": volumes_ml,
-            "run": str(run.folder),
-            "ensemble": [str(folder) for folder in ensemble],
-            "source": str(path),
-            "series": series,
-            "spacing_mm": run.spacing_mm,
+            "classes": list(runs[0].classes),
+            "spacing_mm": list(runs[0].spacing_mm),
+            "patch_sizes": [list(run.patch_size) for run in runs],
             "overlap": settings.overlap,
-            "mirror_axes": settings.mirror_axes,
+            "mirror_axes": list(settings.mirror_axes),
             "skip_outside_body": settings.skip_outside_body,
+            **outputs.as_json(),
         },
     )
-    # Last: a label map without the file that says its classes would be read with others.
-    write_label_map(out, labels, like=scan)
-    return volumes_ml
 
 
-def _volumes_ml(labels: np.ndarray, spacing_mm: Sequence[float], classes: Sequence[str]) -> dict[str, float]:
-    voxels = np.bincount(labels.ravel(), minlength=len(classes))
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
-    return {organ: round(int(voxels[value]) * voxel_ml, 3) for value, organ in enumerate(classes) if value}
+def _check_organs(outputs: Outputs, run: Run) -> None:
+    strangers = [organ for organ in outputs.organs or () if organ not in run.classes[1:]]
+    if strangers:
+        raise ValueError(
+            f"organs {', '.join(strangers)}: the network has no such class, expected some of "
+            f"{', '.join(run.classes[1:])}"
+        )

@@ -24,11 +24,18 @@ class Scan:
         name: Name of its prediction.
         path: A file, or a folder with the slices of DICOM series.
         series: Which series of the folder, where there are several; see `partialseg.data.dicom`.
+        files: The files of that series; empty where all of `path` is the scan.
     """
 
     name: str
     path: Path
     series: str | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files, or the folder, that the scan is read from."""
+        return self.files or (self.path,)
 
 
 def case_name(path: str | Path) -> str:
@@ -101,7 +108,8 @@ def _dicom_scans(folder: Path) -> list[Scan]:
         name = f"{case_name(folder)}_series{series.number or 0}"
         seen[name] += 1
         again = f"_{seen[name]}" if seen[name] > 1 else ""
-        scans.append(Scan(name + again, folder, series.uid))
+        files = sorted({one.path for one in series.slices})
+        scans.append(Scan(name + again, folder, series.uid, tuple(files)))
     return scans
 
 

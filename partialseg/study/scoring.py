@@ -66,8 +66,12 @@ def _predict_missing(
     """Predict the test cases that this network has not predicted yet; how many were, and what was wrong."""
     cases = find_cases(card, raw)
     splits = assign_splits(card, [case.name for case in cases])
-    # A case's `.json` is written after its label map.
-    there = {path.stem for path in out.glob("*.json")} if _is_of(out, network) else set()
+    # A case's label map is written after its `.json`.
+    there = (
+        {path.name.removesuffix(".nii.gz") for path in out.glob("*.nii.gz")}
+        if _is_of(out, network)
+        else set()
+    )
     waiting = [case for case in cases if splits[case.name] == "test" and case.name not in there]
     if not waiting:
         return 0, []

@@ -1,0 +1,186 @@
+"""What a prediction writes beside its label map, and whether a prediction that is there need not be made again.
+
+OUT/<case>.nii.gz       the label map; written last, so that all the rest is there where it is
+OUT/<case>.json         what was done and found, see `Sidecar`
+
+What is made anew is taken away first, the label map before the rest: whenever a run is killed, a label map is one with
+what lies beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partialseg import __version__
+from partialseg.data.raw_files import content_hash, stamp
+from partialseg.data.volumes import Volume, write_label_map
+from partialseg.files import atomic_path, write_json
+from partialseg.inference.plausibility import SIDES, PredictionWarning, organ_warnings, scan_warnings
+from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
+from partialseg.inference.scans import stem
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of a prediction, beside label map and sidecar of all organs.
+
+    Attributes:
+        organs: The organs that are written; None for all. The others are background in the label map, whose values
+            stay those of the class list.
+        rules: Post-processing of organs; None for none.
+    """
+
+    organs: tuple[str, ...] | None = None
+    rules: Mapping[str, OrganRules] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings, as a sidecar holds them."""
+        rules = self.rules
+        return {
+            "organs": None if self.organs is None else list(self.organs),
+            "postprocessing": None
+            if rules is None
+            else {organ: rule.model_dump(exclude_defaults=True) for organ, rule in rules.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What predictions are made of beside their scans.
+
+    Attributes:
+        network: Hash of the network's file, or of those of several networks.
+        settings: Everything else that changes a voxel or a file, as JSON has it.
+    """
+
+    network: str
+    settings: Mapping[str, Any]
+
+    def marks(self, sources: Sequence[Path]) -> dict[str, str]:
+        """Marks of a scan and the network; to be taken before the scan is read, so that a later change is seen."""
+        return {"stamp": stamp(sources), "scan": content_hash(sources), "network": self.network}
+
+
+def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
+    """Whether a prediction of the same scan, network and settings is there, with all its files whole.
+
+    A scan whose files have the same sizes and times is not read; one whose files were only moved or touched is.
+    """
+    sidecar = _sidecar_path(label_map)
+    if not label_map.is_file() or not sidecar.is_file():
+        return False
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        files, made_of, settings = content["files"], content["made_of"], content["settings"]
+        for name, size in files.items():
+            if (label_map.parent / name).stat().st_size != size:
+                return False
+        same = made_of["network"] == origin.network and settings == json.loads(json.dumps(origin.settings))
+        if not same or label_map.name not in files:
+            return False
+        is_same_scan = made_of["stamp"] == stamp(sources)
+        return is_same_scan or made_of["scan"] == content_hash(sources)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # damaged, or of an earlier version: it is made again
+
+
+def write_prediction(
+    out: Path,
+    labels: np.ndarray,
+    scan: Volume,
+    classes: Sequence[str],
+    outputs: Outputs,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Post-process a label map, look at it, and write it with its sidecar.
+
+    Args:
+        out: The label map to write.
+        labels: uint8 class indices on the grid of the scan.
+        scan: The scan.
+        classes: Background, then the organs.
+        outputs: What is written.
+        facts: What else the sidecar says.
+
+    Returns:
+        The content of the sidecar.
+    """
+    middle = middle_of_body(scan.array)
+    changes = None
+    if outputs.rules is not None:
+        labels, changes = postprocess(labels, scan.spacing_mm, classes, outputs.rules, middle)
+    organs = {organ: value for value, organ in enumerate(classes) if value}
+    if outputs.organs is not None:
+        organs = {organ: value for organ, value in organs.items() if organ in outputs.organs}
+        keep = np.isin(np.arange(len(classes)), list(organs.values()))
+        labels = np.where(keep, np.arange(len(classes)), 0).astype(np.uint8)[labels]
+    warnings = scan_warnings(scan) + organ_warnings(labels, scan.spacing_mm, organs, middle)
+    warnings += _warnings_on_sides(outputs, middle)
+    sidecar = {
+        "classes": list(classes),
+        "organs": list(organs),
+        "volumes_ml": _volumes_ml(labels, scan.spacing_mm, organs),
+        **facts,
+        "partialseg": __version__,
+        "postprocessing": None if changes is None else _changes_json(changes, classes, scan.spacing_mm),
+        "warnings": [warning._asdict() for warning in warnings],
+    }
+    _take_away(out)
+    with atomic_path(out) as temporary:
+        write_label_map(temporary, labels, like=scan)
+        # Before the label map: without the file that says its classes it would be read with others.
+        sidecar["files"] = {out.name: temporary.stat().st_size}
+        write_json(_sidecar_path(out), sidecar)
+    return sidecar
+
+
+def _warnings_on_sides(outputs: Outputs, middle: float | None) -> list[PredictionWarning]:
+    """That rules of sides could not be applied."""
+    if middle is not None or outputs.rules is None:
+        return []
+    organs = [organ for organ, rule in outputs.rules.items() if rule.sides]
+    text = "not checked for pieces on the wrong side: the scan does not show both sides of the body"
+    return [PredictionWarning(organ, SIDES, f"{organ} was {text}") for organ in organs]
+
+
+def _changes_json(
+    changes: Mapping[str, Change], classes: Sequence[str], spacing_mm: Sequence[float]
+) -> dict[str, Any]:
+    """For each organ what was done to it, and how much it changed; also where that is nothing."""
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    content = {}
+    for organ in classes[1:]:
+        change = changes.get(organ, Change((), 0, 0))
+        content[organ] = {
+            "done": list(change.done),
+            "removed_voxels": change.removed,
+            "added_voxels": change.added,
+            "removed_ml": round(change.removed * voxel_ml, 3),
+            "added_ml": round(change.added * voxel_ml, 3),
+        }
+    return content
+
+
+def _volumes_ml(
+    labels: np.ndarray, spacing_mm: Sequence[float], organs: Mapping[str, int]
+) -> dict[str, float]:
+    voxels = sum(np.bincount(plane.ravel(), minlength=256) for plane in labels)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return {organ: round(int(voxels[value]) * voxel_ml, 3) for organ, value in organs.items()}
+
+
+def _take_away(label_map: Path) -> None:
+    """Remove a prediction that is there, the label map first."""
+    label_map.unlink(missing_ok=True)
+    sidecar = _sidecar_path(label_map)
+    sidecar.unlink(missing_ok=True)
+
+
+def _sidecar_path(label_map: Path) -> Path:
+    return label_map.with_name(f"{stem(label_map)}.json")

@@ -1,0 +1,178 @@
+"""What is written, what is kept and what is made again, with a network that counts how often it is asked."""
+
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from partialseg.inference.postprocessing import OrganRules
+from partialseg.inference.predict import predict
+from partialseg.inference.prediction_files import Outputs
+from partialseg.training.config import TrainingConfig
+from partialseg.training.runs import Run, write_run
+
+CLASSES = ("background", "liver", "spleen", "pancreas")
+AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
+
+
+class Network:
+    """Liver above 100 HU, spleen above 300 HU; may stop as if killed after some passes."""
+
+    def __init__(self):
+        self.passes, self.stop_after = 0, None
+
+    def __call__(self, hu):
+        self.passes += 1
+        if self.stop_after is not None and self.passes > self.stop_after:
+            raise KeyboardInterrupt
+        return np.concatenate([0 * hu, hu - 100, 2 * hu - 400, 0 * hu - 1e6], axis=-1)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    network = Network()
+    monkeypatch.setattr(Run, "load_model", lambda run: network)
+    return network
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(
+        tmp_path / "run",
+        TrainingConfig(name="threshold", patch_size=(8, 16, 16)),
+        CLASSES,
+        (3.0, 1.5, 1.5),
+        {"btcv": CLASSES[1:]},
+    )
+    write_run(run, {})
+    run.model_path.write_bytes(b"weights")
+    return run
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        array = np.full((16, 16, 8), -1000, dtype=np.int16)
+        array[3:9, 3:9, 2:5] = 200
+        array[4:6, 4:6, 3] = 500
+        array[12, 12, 6] = 200
+        nib.save(nib.Nifti1Image(array, AFFINE), folder / f"{name}.nii.gz")
+    return folder
+
+
+def go(run, scans, out, **arguments):
+    return predict(run, [scans], out, progress=False, **arguments)
+
+
+def sidecar(out, name="a"):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_a_second_call_predicts_nothing_and_a_file_that_was_only_touched_is_the_same(
+    run, scans, tmp_path, network
+):
+    first = go(run, scans, tmp_path / "out")
+    assert (len(first.written), network.passes) == (3, 3)
+    os.utime(scans / "b.nii.gz", (1, 1))
+    second = go(run, scans, tmp_path / "out")
+    assert (second.written, second.kept, network.passes) == ([], first.written, 3)
+    assert len(go(run, scans, tmp_path / "out", again=True).written) == 3
+
+
+def test_a_run_that_was_stopped_in_the_middle_goes_on_and_leaves_no_half_file(run, scans, tmp_path, network):
+    out = tmp_path / "out"
+    network.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        go(run, scans, out)
+    assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.nii.gz"]
+    network.stop_after = None
+    result = go(run, scans, out)
+    assert [path.name for path in result.kept] == ["a.nii.gz"]
+    assert [path.name for path in result.written] == ["b.nii.gz", "c.nii.gz"]
+    assert network.passes == 2 + 2  # the second of the first call was for nothing
+
+
+@pytest.mark.parametrize("what", ["scan", "network", "overlap", "organs", "rules", "cut", "sidecar", "gone"])
+def test_what_changed_is_made_again(run, scans, tmp_path, network, what):
+    out, arguments = tmp_path / "out", {}
+    go(run, scans, out)
+    expected = ["a.nii.gz"]
+    if what == "scan":
+        nib.save(nib.Nifti1Image(np.full((16, 16, 8), 200, dtype=np.int16), AFFINE), scans / "a.nii.gz")
+    elif what == "cut":
+        (out / "a.nii.gz").write_bytes((out / "a.nii.gz").read_bytes()[:-1])
+    elif what == "sidecar":
+        (out / "a.json").write_text("{")
+    elif what == "gone":
+        (out / "a.nii.gz").unlink()
+    else:
+        expected = ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+        if what == "network":
+            run.model_path.write_bytes(b"other weights")
+        elif what == "overlap":
+            arguments["overlap"] = 0.25
+        elif what == "organs":
+            arguments["outputs"] = Outputs(organs=("liver",))
+        else:
+            arguments["outputs"] = Outputs(rules={"liver": OrganRules(fill_holes=True)})
+    assert [path.name for path in go(run, scans, out, **arguments).written] == expected
+    assert go(run, scans, out, **arguments).written == []
+
+
+def test_a_scan_that_can_no_longer_be_read_leaves_its_prediction(run, scans, tmp_path, network):
+    out = tmp_path / "out"
+    go(run, scans, out)
+    before = (out / "a.nii.gz").read_bytes()
+    (scans / "a.nii.gz").write_bytes(b"broken")
+    result = go(run, scans, out)
+    assert len(result.problems) == 1
+    assert (out / "a.nii.gz").read_bytes() == before
+
+
+def test_organs_limit_what_is_written_and_values_stay(run, scans, tmp_path, network):
+    go(run, scans, tmp_path / "all")
+    go(run, scans, tmp_path / "out", outputs=Outputs(organs=("spleen",)))
+    everything, spleen = (
+        np.asarray(nib.load(tmp_path / folder / "a.nii.gz").dataobj) for folder in ("all", "out")
+    )
+    np.testing.assert_array_equal(spleen, np.where(everything == 2, 2, 0))
+    content = sidecar(tmp_path / "out")
+    assert content["organs"] == ["spleen"]
+    assert content["classes"] == list(CLASSES)
+    assert content["volumes_ml"].keys() == {"spleen"}
+    assert {warning["organ"] for warning in content["warnings"]} <= {None, "spleen"}
+
+
+def test_an_organ_that_the_network_does_not_know_is_refused(run, scans, tmp_path, network):
+    with pytest.raises(
+        ValueError, match="organs aorta: the network has no such class, expected some of liver"
+    ):
+        go(run, scans, tmp_path / "out", outputs=Outputs(organs=("aorta",)))
+
+
+def test_the_sidecar_says_what_post_processing_did_and_where_it_did_nothing(run, scans, tmp_path, network):
+    go(run, scans, tmp_path / "plain")
+    assert sidecar(tmp_path / "plain")["postprocessing"] is None
+    rules = {"liver": OrganRules(largest_component=True), "pancreas": OrganRules(fill_holes=True)}
+    go(run, scans, tmp_path / "out", outputs=Outputs(rules=rules))
+    done = sidecar(tmp_path / "out")["postprocessing"]
+    voxel_ml = 1.5 * 1.5 * 3 / 1000
+    assert done["liver"]["done"] == ["largest_component"]
+    assert done["liver"]["removed_voxels"] == 1
+    assert done["liver"]["removed_ml"] == pytest.approx(voxel_ml, abs=1e-3)
+    assert done["spleen"] == {
+        "done": [], "removed_voxels": 0, "added_voxels": 0, "removed_ml": 0.0, "added_ml": 0.0,
+    }  # fmt: skip
+    volumes = [sidecar(tmp_path / folder)["volumes_ml"]["liver"] for folder in ("plain", "out")]
+    assert volumes[0] - volumes[1] == pytest.approx(voxel_ml, abs=2e-3)
+
+
+def test_warnings_are_in_the_sidecar_and_in_the_result(run, scans, tmp_path, network):
+    result = go(run, scans, tmp_path / "out")
+    kinds = {(warning["organ"], warning["kind"]) for warning in sidecar(tmp_path / "out")["warnings"]}
+    assert ("pancreas", "not_found") in kinds
+    assert {(warning.organ, warning.kind) for warning in result.warnings["a"]} == kinds
