@@ -36,6 +36,7 @@ setup(
         "isal>=1.6",
         "pydicom>=3.0",
         "python-gdcm>=3.0.24",
+        "highdicom>=0.27",
         "Pillow>=10",
         "fsspec>=2024.6",
         "universal_pathlib>=0.2.5",

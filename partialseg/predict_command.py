@@ -59,6 +59,13 @@ def predict(
             help="Write these alone, separated by commas or each with an option of its own; values stay the same.",
         ),
     ] = None,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-seg",
+            help="Write DIR/<case>.seg.dcm too, a DICOM segmentation beside the series; for DICOM series alone.",
+        ),
+    ] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Predict also what is there already, and replace it.")
     ] = False,
@@ -93,7 +100,7 @@ def predict(
         ensemble=ensemble or (),
         card=named,
         split=None if split is None else split.value,
-        outputs=Outputs(organs=_organs(organs, trained.classes[1:])),
+        outputs=Outputs(organs=_organs(organs, trained.classes[1:]), dicom_seg=dicom_seg),
         again=again,
     )
     for path in result.written:

@@ -30,7 +30,16 @@ from partialseg.data.dicom_series import (
 from partialseg.data.voxel_files import check_shape
 from partialseg.errors import DataError
 
-__all__ = ["Series", "Slice", "hounsfield", "list_series", "read_mask", "read_series", "slice_order"]
+__all__ = [
+    "Series",
+    "Slice",
+    "hounsfield",
+    "list_series",
+    "read_mask",
+    "read_series",
+    "slice_order",
+    "stacked_slices",
+]
 
 #: Slices may be this share of their distance from where equal spacing has them: some headers round to 0.1 mm.
 SPACING_TOLERANCE = 0.05
@@ -71,7 +80,7 @@ def read_series(folder: str | Path, series: str | None = None) -> tuple[np.ndarr
         >>> array.shape, array.min(), affine[2, 2]
         ((16, 16, 5), -888.0, 2.5)
     """
-    slices, affine = _stack(choose_series(folder, series), Path(folder))
+    slices, affine = stacked_slices(folder, series)
     array = _canonical_buffer((*slices[0].size, len(slices)), affine, np.float32)
     for index, one in enumerate(slices):
         array[:, :, index] = hounsfield(one).T
@@ -129,10 +138,23 @@ def slice_order(
         >>> slice_order(Path(path).parent)[0]
         ['3353', '3023', '2693', '2392', '2062']
     """
-    slices, affine = _stack(choose_series(folder, series), Path(folder))
+    slices, affine = stacked_slices(folder, series)
     if slices[0].frame is not None:
         raise DataError(slices[0].path, "holds many slices, expected one file per slice", "split it")
     return [one.path.name for one in slices], affine, (*slices[0].size, len(slices))
+
+
+def stacked_slices(folder: str | Path, series: str | None = None) -> tuple[list[Slice], np.ndarray]:
+    """The slices of a CT series in the order of `read_series`, and its affine, from their headers alone.
+
+    Args:
+        folder: As in `read_series`.
+        series: As in `read_series`.
+
+    Raises:
+        DataError: As for `read_series`.
+    """
+    return _stack(choose_series(folder, series), Path(folder))
 
 
 def hounsfield(one: Slice) -> np.ndarray:

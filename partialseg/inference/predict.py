@@ -11,6 +11,7 @@ from partialseg.data.cards import Card
 from partialseg.data.raw_files import content_hash
 from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
+from partialseg.inference.dicom_seg import read_source_series
 from partialseg.inference.labelling import Network, label_scan, load_networks, trained_mirror_axes
 from partialseg.inference.plausibility import PredictionWarning
 from partialseg.inference.prediction_files import Origin, Outputs, is_there, write_prediction
@@ -193,6 +194,8 @@ def _predict_scan(
     origin: Origin,
 ) -> dict[str, Any]:
     """Predict one scan and write it; what its sidecar says."""
+    # What cannot be referred to is told before anything is computed.
+    source = read_source_series(scan.path, scan.series) if outputs.dicom_seg else None
     made_of = origin.marks(scan.sources)
     volume = read_image(scan.path, scan.series)
     labels = label_scan(networks, volume, runs[0].spacing_mm, runs[0].classes, settings, progress)
@@ -208,7 +211,7 @@ def _predict_scan(
         "settings": origin.settings,
         "made_of": made_of,
     }
-    return write_prediction(out, labels, volume, runs[0].classes, outputs, facts)
+    return write_prediction(out, labels, volume, runs[0].classes, outputs, facts, source)
 
 
 def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> Origin:

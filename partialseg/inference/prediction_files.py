@@ -1,7 +1,8 @@
 """What a prediction writes beside its label map, and whether a prediction that is there need not be made again.
 
 OUT/<case>.nii.gz       the label map; written last, so that all the rest is there where it is
-OUT/<case>.json         what was done and found, see `Sidecar`
+OUT/<case>.json         what was done and found: see docs/prediction.md
+OUT/<case>.seg.dcm      the same as DICOM segmentation, where it is asked for
 
 What is made anew is taken away first, the label map before the rest: whenever a run is killed, a label map is one with
 what lies beside it.
@@ -18,10 +19,19 @@ from typing import Any
 import numpy as np
 
 from partialseg import __version__
+from partialseg.data.organ_codes import is_private, organ_code
 from partialseg.data.raw_files import content_hash, stamp
 from partialseg.data.volumes import Volume, write_label_map
 from partialseg.files import atomic_path, write_json
-from partialseg.inference.plausibility import SIDES, PredictionWarning, organ_warnings, scan_warnings
+from partialseg.inference.dicom_seg import SourceSeries, write_dicom_seg
+from partialseg.inference.plausibility import (
+    DICOM_SEG,
+    NOT_FOUND,
+    SIDES,
+    PredictionWarning,
+    organ_warnings,
+    scan_warnings,
+)
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
 from partialseg.inference.scans import stem
 
@@ -34,10 +44,12 @@ class Outputs:
         organs: The organs that are written; None for all. The others are background in the label map, whose values
             stay those of the class list.
         rules: Post-processing of organs; None for none.
+        dicom_seg: Whether a DICOM segmentation is written too; scans must be DICOM series then.
     """
 
     organs: tuple[str, ...] | None = None
     rules: Mapping[str, OrganRules] | None = None
+    dicom_seg: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The settings, as a sidecar holds them."""
@@ -47,6 +59,7 @@ class Outputs:
             "postprocessing": None
             if rules is None
             else {organ: rule.model_dump(exclude_defaults=True) for organ, rule in rules.items()},
+            "dicom_seg": self.dicom_seg,
         }
 
 
@@ -97,6 +110,7 @@ def write_prediction(
     classes: Sequence[str],
     outputs: Outputs,
     facts: Mapping[str, Any],
+    source: SourceSeries | None = None,
 ) -> dict[str, Any]:
     """Post-process a label map, look at it, and write it with its sidecar.
 
@@ -107,6 +121,7 @@ def write_prediction(
         classes: Background, then the organs.
         outputs: What is written.
         facts: What else the sidecar says.
+        source: The series of the scan, where a DICOM segmentation is written.
 
     Returns:
         The content of the sidecar.
@@ -129,15 +144,43 @@ def write_prediction(
         **facts,
         "partialseg": __version__,
         "postprocessing": None if changes is None else _changes_json(changes, classes, scan.spacing_mm),
-        "warnings": [warning._asdict() for warning in warnings],
     }
     _take_away(out)
+    files = {}
+    if source is not None:
+        files |= _write_dicom_seg(out, labels, scan, source, organs, facts, warnings)
+    sidecar["warnings"] = [warning._asdict() for warning in warnings]
     with atomic_path(out) as temporary:
         write_label_map(temporary, labels, like=scan)
         # Before the label map: without the file that says its classes it would be read with others.
-        sidecar["files"] = {out.name: temporary.stat().st_size}
+        sidecar["files"] = {**files, out.name: temporary.stat().st_size}
         write_json(_sidecar_path(out), sidecar)
     return sidecar
+
+
+def _write_dicom_seg(
+    out: Path,
+    labels: np.ndarray,
+    scan: Volume,
+    source: SourceSeries,
+    organs: Mapping[str, int],
+    facts: Mapping[str, Any],
+    warnings: list[PredictionWarning],
+) -> dict[str, int]:
+    """Write a segmentation of the organs that were found; name and size of the file, and warnings are added."""
+    missing = {warning.organ for warning in warnings if warning.kind == NOT_FOUND}
+    found = {organ: value for organ, value in organs.items() if organ not in missing}
+    for organ in found:
+        if is_private(organ_code(organ)):
+            text = f"{organ} has no code in SNOMED CT: its DICOM segment has one of partialseg's own"
+            warnings.append(PredictionWarning(organ, DICOM_SEG, text))
+    if not found:
+        text = "no organ was found: there is no DICOM segmentation"
+        warnings.append(PredictionWarning(None, DICOM_SEG, text))
+        return {}
+    path = _dicom_seg_path(out)
+    write_dicom_seg(path, labels, scan, source, found, Path(facts["run"]).name[:64])
+    return {path.name: path.stat().st_size}
 
 
 def _warnings_on_sides(outputs: Outputs, middle: float | None) -> list[PredictionWarning]:
@@ -178,8 +221,12 @@ def _volumes_ml(
 def _take_away(label_map: Path) -> None:
     """Remove a prediction that is there, the label map first."""
     label_map.unlink(missing_ok=True)
-    sidecar = _sidecar_path(label_map)
-    sidecar.unlink(missing_ok=True)
+    _dicom_seg_path(label_map).unlink(missing_ok=True)
+    _sidecar_path(label_map).unlink(missing_ok=True)
+
+
+def _dicom_seg_path(label_map: Path) -> Path:
+    return label_map.with_name(f"{stem(label_map)}.seg.dcm")
 
 
 def _sidecar_path(label_map: Path) -> Path:

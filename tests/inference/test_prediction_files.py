@@ -5,6 +5,8 @@ import os
 
 import nibabel as nib
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
 
 from partialseg.inference.postprocessing import OrganRules
@@ -176,3 +178,34 @@ def test_warnings_are_in_the_sidecar_and_in_the_result(run, scans, tmp_path, net
     kinds = {(warning["organ"], warning["kind"]) for warning in sidecar(tmp_path / "out")["warnings"]}
     assert ("pancreas", "not_found") in kinds
     assert {(warning.organ, warning.kind) for warning in result.warnings["a"]} == kinds
+
+
+def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_scans(
+    run, scans, tmp_path, network
+):
+    folder, out = tmp_path / "series", tmp_path / "out"
+    folder.mkdir()
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    dataset.Rows, dataset.Columns, dataset.PixelSpacing, dataset.RescaleIntercept = 12, 12, [1.5, 1.5], 0
+    for index in range(6):
+        dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
+        pixels = np.full((12, 12), -1000, dtype=np.int16)
+        pixels[2:5, 3:9] = 200
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(folder / f"{index}.dcm")
+    result = predict(run, [folder, scans / "a.nii.gz"], out, progress=False, outputs=Outputs(dicom_seg=True))
+    assert [path.name for path in result.written] == ["series.nii.gz"]
+    assert "a.nii.gz: is no folder of DICOM slices" in str(result.problems[0])
+    segments = pydicom.dcmread(out / "series.seg.dcm")
+    assert [segment.SegmentLabel for segment in segments.SegmentSequence] == ["liver"]
+    assert segments.NumberOfFrames == 6
+    assert (
+        segments.pixel_array.sum()
+        == (np.asarray(nib.load(out / "series.nii.gz").dataobj) == 1).sum()
+        == 6 * 18
+    )
+    assert sidecar(out, "series")["files"]["series.seg.dcm"] == (out / "series.seg.dcm").stat().st_size
+    (out / "series.seg.dcm").unlink()
+    assert len(predict(run, [folder], out, progress=False, outputs=Outputs(dicom_seg=True)).written) == 1
+    assert len(predict(run, [folder], out, progress=False).written) == 1
+    assert not (out / "series.seg.dcm").exists()  # it would be of another prediction than the label map
