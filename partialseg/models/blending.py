@@ -79,34 +79,37 @@ def add_background(
                 target[start[2] + x * num_classes] += weight * width_weights[x]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits into probabilities, in place.
+def softmax(logits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities of a plane of logits.
 
     Args:
-        logits: float32 `(..., classes)`, C-contiguous.
+        logits: float32 `(height, width, classes)`, a part of a larger array perhaps.
+        probabilities: float32, the same shape, C-contiguous; written to.
 
     Returns:
-        The same array.
+        `probabilities`.
 
     Example:
-        >>> softmax(np.log(np.array([[1, 3], [2, 2]], np.float32))).tolist()
-        [[0.25, 0.75], [0.5, 0.5]]
+        >>> softmax(np.log(np.array([[[1, 3], [2, 2]]], np.float32)), np.empty((1, 2, 2), np.float32)).tolist()
+        [[[0.25, 0.75], [0.5, 0.5]]]
     """
-    voxels = logits.reshape(-1, logits.shape[-1])
-    _subtract_largest(voxels)
-    np.exp(voxels, out=voxels)  # NumPy's exponential is several at a time; a compiled loop's is not
-    _divide_by_sum(voxels)
-    return logits
+    _subtract_largest(logits, probabilities)
+    np.exp(
+        probabilities, out=probabilities
+    )  # NumPy's exponential is several at a time; a compiled loop's is not
+    _divide_by_sum(probabilities.reshape(-1, probabilities.shape[-1]))
+    return probabilities
 
 
 @compiled
-def _subtract_largest(voxels: np.ndarray) -> None:
-    for i in range(voxels.shape[0]):
-        largest = voxels[i, 0]
-        for k in range(1, voxels.shape[1]):
-            largest = max(largest, voxels[i, k])
-        for k in range(voxels.shape[1]):
-            voxels[i, k] -= largest
+def _subtract_largest(logits: np.ndarray, target: np.ndarray) -> None:
+    for y in range(logits.shape[0]):
+        for x in range(logits.shape[1]):
+            largest = logits[y, x, 0]
+            for k in range(1, logits.shape[2]):
+                largest = max(largest, logits[y, x, k])
+            for k in range(logits.shape[2]):
+                target[y, x, k] = logits[y, x, k] - largest
 
 
 @compiled

@@ -36,8 +36,11 @@ def forward_pass(
     if patch_size not in graphs:
         graphs[patch_size] = _graph(model, patch_size)
     graph = graphs[patch_size]
-    # The buffer of the tensor itself: TensorFlow's own way to NumPy copies, which costs more than the blending.
-    return lambda patches: np.asarray(memoryview(graph(patches)))
+    import tensorflow as tf
+
+    # An array would be bound to the graph's signature three times over; and TensorFlow's own way from a tensor to
+    # NumPy copies. The tensor's buffer is the result itself.
+    return lambda patches: np.asarray(memoryview(graph(tf.convert_to_tensor(patches))))
 
 
 def first_output(outputs: Any) -> Any:
@@ -47,7 +50,7 @@ def first_output(outputs: Any) -> Any:
     return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
 
 
-def _graph(model: keras.Model, patch_size: tuple[int, int, int]) -> Callable[[np.ndarray], Any]:
+def _graph(model: keras.Model, patch_size: tuple[int, int, int]) -> Callable[[Any], Any]:
     """One graph for all scans that a model predicts; its variables are shared, so further training is seen.
 
     `predict_on_batch` would do under TensorFlow too, but under MirroredStrategy it predicts on every replica.
@@ -59,7 +62,8 @@ def _graph(model: keras.Model, patch_size: tuple[int, int, int]) -> Callable[[np
     def forward(patches: Any) -> Any:
         return ops.cast(first_output(alive()(patches, training=False)), "float32")
 
-    return tf.function(forward, input_signature=[tf.TensorSpec((None, *patch_size, 1))], autograph=False)
+    signature = [tf.TensorSpec((None, *patch_size, 1))]
+    return tf.function(forward, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def _to_numpy(outputs: Any) -> np.ndarray:

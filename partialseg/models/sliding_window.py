@@ -116,12 +116,11 @@ def predict_volume(
     """
     settings = WindowSettings(overlap, batch_size, tuple(mirror_axes))
     windows = SlidingWindow(model, volume, patch_size, settings, mirrored_classes)
-    planes = windows.planes(progress)
-    first = next(planes)
-    probabilities = np.empty((len(volume), *first.shape), np.float32)
-    probabilities[0] = first
-    for index, plane in enumerate(planes, start=1):
-        probabilities[index] = plane
+    probabilities = None
+    for index, logits in enumerate(windows.logits(progress)):
+        if probabilities is None:
+            probabilities = np.empty((len(volume), *logits.shape), np.float32)
+        softmax(logits, probabilities[index])
     return probabilities
 
 
@@ -188,13 +187,22 @@ class SlidingWindow:
         return sum(self._wanted.values())
 
     def planes(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
-        """Predict, and give each plane of the volume in turn.
+        """Predict, and give the probabilities of each plane of the volume in turn.
 
         Args:
             progress: Called after each batch with the number of windows done and in all.
 
         Yields:
-            Probabilities, float32 `(height, width, classes)`; the array is the caller's.
+            float32 `(height, width, classes)`; the array is the caller's.
+        """
+        for logits in self.logits(progress):
+            yield softmax(logits, np.empty(logits.shape, np.float32))
+
+    def logits(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
+        """Predict, and give the blended logits of each plane in turn: as `planes`, without the softmax.
+
+        Yields:
+            float32 `(height, width, classes)`: a view that is overwritten when the next plane is asked for.
         """
         total, done = None, 0
         depth_starts = self._starts[0]
@@ -247,13 +255,16 @@ class SlidingWindow:
         for index in planes:
             plane = total[index % len(total)]
             if depth.start <= index < depth.stop:
-                rows = plane.reshape(len(plane), -1, self.num_classes)[height, width]
-                yield softmax(rows.copy())
+                yield plane.reshape(len(plane), -1, self.num_classes)[height, width]
             plane[...] = 0
 
     def _empty(self, num_classes: int) -> np.ndarray:
         _, height, width = self._volume.shape
-        return np.zeros((self.patch_size[0], height, width * num_classes), np.float32)
+        total = np.empty((self.patch_size[0], height, width * num_classes), np.float32)
+        total.fill(
+            0
+        )  # np.zeros would come in small pages, which take longer than the blending of a few windows
+        return total
 
     def _check_classes(self, found: int) -> int:
         if self.num_classes not in (None, found):

@@ -167,7 +167,7 @@ class Validation:
 
     def _predict(self, model: keras.Model, volume: np.ndarray) -> np.ndarray:
         windows = SlidingWindow(model, volume, self.config.patch_size, DEFAULT_SETTINGS)
-        return np.stack([np.argmax(plane, axis=-1).astype(np.uint8) for plane in windows.planes()])
+        return np.stack([np.argmax(plane, axis=-1).astype(np.uint8) for plane in windows.logits()])
 
     def _scores(
         self, source: str, dataset: str, case: str, organs: Iterable[str], overlap: Overlap

@@ -1,10 +1,19 @@
 """Sliding windows: what comes out must not depend on how the windows lie."""
 
+import itertools
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 
-from partialseg.models.sliding_window import predict_volume, window_starts, window_weights
+from partialseg.models.sliding_window import (
+    SlidingWindow,
+    WindowSettings,
+    predict_volume,
+    window_starts,
+    window_weights,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,6 +58,103 @@ def test_windows_cover_the_axis_and_weights_sum_to_one(size, patch, overlap):
     for start, weights in zip(starts, window_weights(starts, size, patch), strict=True):
         total[start : start + patch] += weights
     np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_blending_is_the_weighted_mean_of_the_windows_logits(batch_size):
+    shape, patch, overlap = (11, 13, 9), (4, 6, 5), 0.5
+    starts = [window_starts(n, p, overlap) for n, p in zip(shape, patch, strict=True)]
+    windows = list(itertools.product(*starts))
+    logits = RANDOM.normal(0, 3, (len(windows), *patch, 3)).astype(np.float32)
+    results = iter(logits)
+    found = predict_volume(
+        lambda hu: np.stack([next(results) for _ in hu]), np.zeros(shape), patch, overlap, batch_size
+    )
+    gaussians = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch]
+    weight = np.einsum("i,j,k->ijk", *gaussians)[..., None]
+    total, weights = np.zeros((*shape, 3)), np.zeros((*shape, 1))
+    for window, values in zip(windows, logits, strict=True):
+        place = tuple(slice(start, start + size) for start, size in zip(window, patch, strict=True))
+        total[place] += weight * values
+        weights[place] += weight
+    np.testing.assert_allclose(found, softmax(total / weights), atol=1e-5)
+
+
+def sided(hu):
+    """Bright voxels of a window's lower x are left, of its higher x right: background, left, right."""
+    bright = (hu > 0).astype(np.float32)
+    lower = np.arange(hu.shape[3])[:, np.newaxis] < hu.shape[3] / 2
+    return 4 * np.concatenate([1 - bright, bright * lower, bright * ~lower], axis=-1)
+
+
+@pytest.mark.parametrize("axes", ["x", "zyx"])
+def test_mirroring_exchanges_left_and_right(axes):
+    volume = RANDOM.normal(0, 100, (4, 6, 8))
+    plain = predict_volume(sided, volume, (4, 6, 8))
+    mirrored = predict_volume(sided, volume, (4, 6, 8), mirror_axes=axes, mirrored_classes=(0, 2, 1))
+    np.testing.assert_allclose(mirrored, plain, atol=1e-6)
+    unaware = predict_volume(sided, volume, (4, 6, 8), mirror_axes=axes, mirrored_classes=(0, 1, 2))
+    assert np.abs(unaware - plain).max() > 0.3
+
+
+@pytest.mark.parametrize("axes", ["z", "y", "zx", "zyx"])
+def test_mirroring_is_the_mean_over_the_flips(axes):
+    kernel = RANDOM.normal(0, 1, (5, 3)).astype(np.float32)
+
+    def lopsided(hu):
+        shifted = [np.roll(hu, (a, b, c), (1, 2, 3)) for a, b, c in np.eye(3, dtype=int)]
+        return np.concatenate([hu, *shifted, np.roll(hu, 2, 3)], axis=-1) @ kernel
+
+    volume = RANDOM.normal(0, 1, (5, 6, 7)).astype(np.float32)
+    found = predict_volume(lopsided, volume, (5, 6, 7), mirror_axes=axes, mirrored_classes=(0, 2, 1))
+    logits = []
+    for some in itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)):
+        flipped = ["zyx".index(axis) for axis in some]
+        one = np.flip(lopsided(np.flip(volume, flipped)[None, ..., None])[0], flipped)
+        logits.append(one[..., [0, 2, 1]] if "x" in some else one)
+    np.testing.assert_allclose(found, softmax(np.mean(logits, axis=0)), atol=1e-5)
+
+
+def test_windows_that_are_left_out_are_background_and_change_nothing_elsewhere():
+    volume = RANDOM.uniform(-1000, 1000, (12, 8, 20)).astype(np.float32)
+    seen = []
+
+    def network(hu):
+        seen.append(len(hu))
+        return pointwise(hu)[..., ::-1]  # the brightest are background's
+
+    def is_wanted(box):
+        return box[0].start >= 4 and box[2].start < 6
+
+    settings = WindowSettings()
+    windows = SlidingWindow(network, volume, (4, 8, 4), settings, is_wanted=is_wanted, num_classes=3)
+    found = np.stack(list(windows.planes()))
+    assert sum(seen) == windows.num_windows == 3 * 3
+    whole = predict_volume(network, volume, (4, 8, 4))
+    # Where no window that was left out reaches, and where no other one does.
+    np.testing.assert_array_equal(found[6:, :, :6], whole[6:, :, :6])
+    assert (found[:4, ..., 0] > 0.999).all()
+    assert (found[:, :, 8:, 0] > 0.999).all()
+
+
+def peak_memory(depth, num_classes):
+    volume = np.zeros((depth, 24, 24), np.float32)
+    windows = SlidingWindow(
+        lambda hu: np.zeros((*hu.shape[:-1], num_classes), np.float32), volume, (8, 24, 24), WindowSettings()
+    )
+    tracemalloc.start()
+    for plane in windows.planes():
+        assert plane.shape == (24, 24, num_classes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_grows_with_a_slab_of_the_classes_and_not_with_the_volume():
+    peak_memory(16, 4)  # compiles
+    shallow, deep = peak_memory(16, 30), peak_memory(256, 30)
+    assert deep < 1.05 * shallow
+    assert deep < 4 * (8 * 24 * 24 * 30 * 4)  # the whole volume's probabilities would be 32 slabs
 
 
 def test_no_more_windows_than_needed():
@@ -139,3 +245,17 @@ def test_graph_is_built_once_and_sees_new_weights():
 def test_what_cannot_be_predicted_is_refused(volume, patch_size, overlap, message):
     with pytest.raises(ValueError, match=message):
         predict_volume(pointwise, volume, patch_size, overlap)
+
+
+def test_arguments_that_need_each_other_are_asked_for():
+    volume, patch_size = np.zeros((4, 4, 4)), (4, 4, 4)
+    with pytest.raises(ValueError, match="mirrored_classes"):
+        predict_volume(pointwise, volume, patch_size, mirror_axes="x")
+    with pytest.raises(ValueError, match="received a"):
+        predict_volume(pointwise, volume, patch_size, mirror_axes=("a",))
+    with pytest.raises(ValueError, match="num_classes"):
+        SlidingWindow(pointwise, volume, patch_size, WindowSettings(), is_wanted=lambda box: True)
+    with pytest.raises(ValueError, match="3 classes, expected 5"):
+        next(SlidingWindow(pointwise, volume, patch_size, WindowSettings(), num_classes=5).planes())
+    with pytest.raises(ValueError, match="batch_size"):
+        WindowSettings(batch_size=0)

@@ -1,0 +1,196 @@
+"""One framework of benchmarks/prediction.py in a process of its own, which waits for its turns.
+
+    python benchmarks/prediction_worker.py torch|partialseg unet|pointwise [--threads N]
+    python benchmarks/prediction_worker.py partialseg scan --scan FILE [--base-channels 32]
+
+The first form reads the name of a turn from standard input ("forward", or a sliding window), and answers with a line
+of JSON. The second predicts one scan, file in and file out, and says what it took. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from losses_worker import resident_mb, use_threads
+
+NUM_CLASSES = 6
+PATCH_SIZE = (48, 96, 96)
+#: Windows of half a patch of overlap: three along each axis.
+VOLUME = tuple(2 * size for size in PATCH_SIZE)
+NUM_WINDOWS = 27
+STRIDES = ((1, 1, 1), *((2, 2, 2),) * 4)
+CHANNELS = (32, 64, 128, 256, 320)
+
+
+def volume() -> np.ndarray:
+    """HU, float32 `(depth, height, width)`."""
+    return np.random.default_rng(0).normal(0, 200, VOLUME).astype(np.float32)
+
+
+# --- PyTorch
+
+
+def torch_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]]:
+    """The network alone, and in nnU-Net's and MONAI's sliding window."""
+    import torch
+    from monai.inferers import SlidingWindowInferer
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    torch.set_num_threads(threads)
+    network = torch_network(torch, network_name).eval()
+    image = torch.from_numpy(volume())[None]
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    # What its plans would say: no plans file is needed for the sliding window itself.
+    predictor.network, predictor.allowed_mirroring_axes = network, None
+    predictor.configuration_manager = SimpleNamespace(patch_size=PATCH_SIZE)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=NUM_CLASSES)
+    monai = SlidingWindowInferer(PATCH_SIZE, sw_batch_size=1, overlap=0.5, mode="gaussian")
+    patch = image[None, :, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2]].contiguous()
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for _ in range(NUM_WINDOWS):
+            network(patch)
+
+    @torch.inference_mode()
+    def monai_window() -> None:
+        monai(image[None], network)
+
+    def nnunet_window() -> None:
+        predictor.predict_sliding_window_return_logits(image)
+
+    return {"forward": forward, "nnunet": nnunet_window, "monai": monai_window}
+
+
+def torch_network(torch: Any, name: str) -> Any:
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    torch.manual_seed(0)
+    if name == "pointwise":
+        return torch.nn.Conv3d(1, NUM_CLASSES, 1)
+    return PlainConvUNet(
+        input_channels=1,
+        n_stages=len(STRIDES),
+        features_per_stage=CHANNELS,
+        conv_op=torch.nn.Conv3d,
+        kernel_sizes=3,
+        strides=[list(stride) for stride in STRIDES],
+        n_conv_per_stage=2,
+        num_classes=NUM_CLASSES,
+        n_conv_per_stage_decoder=2,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=False,
+    )
+
+
+# --- partialseg
+
+
+def partialseg_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]]:
+    """The network alone, and `predict_volume`."""
+    import partialseg  # noqa: F401, I001  # sets TensorFlow's environment before its import
+    import tensorflow as tf
+
+    from partialseg.inference import predict_volume
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    model = keras_network(network_name)
+    image = volume()
+    patch = tf.constant(image[None, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2], None])
+    graph = tf.function(lambda x: model(x, training=False), autograph=False)
+
+    def forward() -> None:
+        for _ in range(NUM_WINDOWS):
+            graph(patch)
+
+    def windows() -> None:
+        predict_volume(model, image, PATCH_SIZE)
+
+    return {"forward": forward, "windows": windows}
+
+
+def keras_network(name: str, base_channels: int = CHANNELS[0]) -> Any:
+    import keras
+
+    from partialseg.models import unet
+
+    keras.utils.set_random_seed(0)
+    if name == "pointwise":
+        inputs = keras.Input((None, None, None, 1))
+        return keras.Model(inputs, keras.layers.Conv3D(NUM_CLASSES, 1)(inputs))
+    return unet(
+        NUM_CLASSES,
+        strides=STRIDES,
+        base_channels=base_channels,
+        max_channels=CHANNELS[-1],
+        convolution_bias=True,
+    )
+
+
+def predict_scan(scan: Path, base_channels: int) -> dict[str, Any]:
+    """`partialseg predict` on one scan with random weights: seconds, peak memory, windows."""
+    import partialseg  # noqa: F401
+    from partialseg.inference.predict import predict
+    from partialseg.training.config import TrainingConfig
+    from partialseg.training.runs import Run, write_run
+
+    classes = ("background", "liver", "spleen", "pancreas", "left_kidney", "right_kidney")
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainingConfig(name="benchmark", patch_size=PATCH_SIZE)
+        run = Run(Path(folder) / "run", config, classes, (3.0, 1.5, 1.5), {"btcv": classes[1:]})
+        write_run(run, {})
+        keras_network("unet", base_channels).save(run.model_path)
+        start = time.perf_counter()
+        result = predict(run, [scan], Path(folder) / "out", progress=False)
+        seconds = time.perf_counter() - start
+        return {
+            "seconds": seconds,
+            "peak_mb": resident_mb("VmHWM"),
+            "problems": list(map(str, result.problems)),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("framework", choices=("torch", "partialseg"))
+    parser.add_argument("network", choices=("unet", "pointwise", "scan"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--scan", type=Path)
+    parser.add_argument("--base-channels", type=int, default=CHANNELS[0])
+    arguments = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    use_threads(arguments.threads)
+    if arguments.network == "scan":
+        answers.write(json.dumps(predict_scan(arguments.scan, arguments.base_channels)) + "\n")
+        return
+    is_torch = arguments.framework == "torch"
+    turns = (torch_turns if is_torch else partialseg_turns)(arguments.network, arguments.threads)
+    packages = ("torch", "nnunetv2", "monai") if is_torch else ("tensorflow", "keras")
+    answers.write(json.dumps({"versions": [f"{p} {importlib.metadata.version(p)}" for p in packages]}) + "\n")
+    for line in sys.stdin:
+        start, start_processor = time.perf_counter(), time.process_time()
+        turns[line.strip()]()
+        seconds, processor = time.perf_counter() - start, time.process_time() - start_processor
+        answer = {"seconds": seconds, "processor": processor, "peak_mb": resident_mb("VmHWM")}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()
