@@ -79,12 +79,12 @@ def evaluate(
 
 def _tolerances(given: Sequence[str], card: Card) -> dict[str, float]:
     """The tolerance of each organ that the card annotates."""
-    from partialseg.data.classes import ALL_ORGANS
+    from partialseg.data.classes import KNOWN_ORGANS
 
     of_all, of_organs = _TOLERANCE_MM, {}
     for text in given:
         organ, _, number = text.rpartition("=")
-        if organ and organ not in (*ALL_ORGANS, *card.annotated):
+        if organ and organ not in (*KNOWN_ORGANS, *card.annotated):
             raise typer.BadParameter(
                 f"{organ} is no organ that {card.name} annotates, which are {', '.join(card.annotated)}",
                 param_hint="--nsd-tolerance",

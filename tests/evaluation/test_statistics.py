@@ -37,7 +37,9 @@ def test_without_ties_p_is_scipys(number):
 
 
 def test_with_ties_and_zeros_p_counts_all_changes_of_sign():
-    differences = np.array([0, 1, 1, -1, 2, 2, 3, 5.0])  # scipy.stats.wilcoxon with PermutationMethod has the same p
+    differences = np.array(
+        [0, 1, 1, -1, 2, 2, 3, 5.0]
+    )  # scipy.stats.wilcoxon with PermutationMethod has the same p
     ranks = stats.rankdata(np.abs(differences)) * (differences != 0)  # Pratt: zeros are ranked, then left out
     signs = np.array(np.meshgrid(*[[-1, 1]] * len(ranks))).reshape(len(ranks), -1)
     sums = np.abs(ranks @ signs)
