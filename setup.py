@@ -22,7 +22,7 @@ setup(
         "partialseg.data_cards": ["*.md", "sets/*.yaml"],
         "partialseg.configs": ["*.yaml"],
         "partialseg.data": ["*.jinja"],
-        "partialseg.report": ["*.jinja"],
+        "partialseg.report": ["*.jinja", "*.js", "*.css"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=[
@@ -48,6 +48,7 @@ setup(
         "tabulate>=0.9",
         "Jinja2>=3.1",
         "matplotlib>=3.8",
+        "ipyniivue>=2.3.3,<2.4",
         "setuptools<81",
     ],
     extras_require={
@@ -78,6 +79,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "packaging>=24",
+            "selenium>=4.30",
             "ruff>=0.6",
         ],
     },

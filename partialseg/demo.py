@@ -17,7 +17,7 @@ from partialseg.evaluation.tables import compare, evaluate
 from partialseg.files import write_json
 from partialseg.inference.predict import predict
 from partialseg.progress import console
-from partialseg.report.html import report_run
+from partialseg.report.folders import report_run
 from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.runs import Run
 from partialseg.training.trainer import train

@@ -30,8 +30,6 @@ LAYERS = (
         "inspect_command",
         "plan_command",
         "predict_command",
-        "evaluate_command",
-        "compare_command",
         "cli",
     ),
 )

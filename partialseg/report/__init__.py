@@ -12,7 +12,10 @@ _WHERE = {
     "learning_curves": "partialseg.report.pictures",
     "NetworkResult": "partialseg.report.html",
     "write_report": "partialseg.report.html",
-    "report_run": "partialseg.report.html",
+    "report_run": "partialseg.report.folders",
+    "choose_cases": "partialseg.report.cases",
+    "read_case": "partialseg.report.case_volumes",
+    "widget": "partialseg.report.notebook_widget",
 }
 
 __all__ = list(_WHERE)

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from partialseg.data.cards import RawCase, read_card
-from partialseg.data.classes import class_names
-from partialseg.data.label_files import with_missing_masks
-from partialseg.data.relabel import prepared_values
-from partialseg.data.volumes import read_image, read_label
-from partialseg.errors import DataError
-from partialseg.evaluation.tables import prediction_classes, read_truth
-from partialseg.report.pictures import overlay_picture
+from partialseg.evaluation.metrics import HALLUCINATED, MISSED
 
 
 @dataclass(frozen=True)
@@ -35,82 +27,95 @@ class ShownCase:
     rows: dict[str, pd.DataFrame]
 
 
-def choose_cases(networks: Mapping[str, pd.DataFrame], per_dataset: int = 2) -> list[ShownCase]:
-    """Choose what to show of each dataset: the typical case, then the worst ones, by the last network's Dice.
+def choose_cases(
+    networks: Mapping[str, pd.DataFrame], per_dataset: int = 2, worst: int = 4
+) -> list[ShownCase]:
+    """Choose what to show: of each dataset the typical case and the worst ones, and the worst of all.
 
     Args:
         networks: For each network its scores, as `partialseg.evaluation.evaluate` makes them.
-        per_dataset: At most so many cases of each dataset.
+        per_dataset: At most so many cases of each dataset, ranked by the last network's Dice.
+        worst: So many cases with the lowest Dice of any organ and network, wherever they are from.
 
     Returns:
-        The cases, dataset by dataset.
+        The cases, each once: dataset by dataset, then those that are among the worst of all alone.
     """
-    chosen = []
+    chosen: dict[tuple[str, str], str] = {}
     datasets = dict.fromkeys(dataset for scores in networks.values() for dataset in scores["dataset"])
     for dataset in datasets:
-        of = {name: scores[scores["dataset"] == dataset] for name, scores in networks.items()}
-        last = [name for name, scores in of.items() if len(scores)][-1]
-        # A case in which nothing is annotated and nothing was found has no Dice; it comes last.
-        ranked = of[last].groupby("case")["dice"].mean().sort_values(kind="stable").index.tolist()
-        typical = ranked[len(ranked) // 2]
-        worst = [case for case in ranked if case != typical]
-        named = [(typical, f"Typical: the median Dice of {last}" if worst else "The only case")]
-        named += [
-            (case, f"The lowest Dice of {last}" if not i else f"Low Dice of {last}")
-            for i, case in enumerate(worst)
-        ]
-        for case, why in named[:per_dataset]:
-            rows = {name: scores[scores["case"] == case].set_index("organ") for name, scores in of.items()}
-            chosen.append(
-                ShownCase(dataset, case, why, {name: found for name, found in rows.items() if len(found)})
-            )
-    return chosen
+        chosen.update({(dataset, case): why for case, why in _ranked(networks, dataset)[:per_dataset]})
+    lowest = worst_scores(networks, count=None).drop_duplicates(["dataset", "case"]).head(worst)
+    for row in lowest.itertuples():
+        why = f"Among the lowest of all: {organ_words(row.organ)} {outcome_words(row)} by {row.network}"
+        chosen.setdefault((row.dataset, row.case), why)
+    return [_shown(networks, dataset, case, why) for (dataset, case), why in chosen.items()]
 
 
-def draw_case(shown: ShownCase) -> bytes:
-    """Read a case's scan, truth and predictions again and draw them.
+def _ranked(networks: Mapping[str, pd.DataFrame], dataset: str) -> list[tuple[str, str]]:
+    """The cases of a dataset: the typical one, then from the worst on, each with why it is where it is."""
+    of = {name: scores[scores["dataset"] == dataset] for name, scores in networks.items()}
+    last = [name for name, scores in of.items() if len(scores)][-1]
+    # A case in which nothing is annotated and nothing was found has no Dice; it comes last.
+    ranked = of[last].groupby("case")["dice"].mean().sort_values(kind="stable").index.tolist()
+    typical = ranked[len(ranked) // 2]
+    worst = [case for case in ranked if case != typical]
+    named = [(typical, f"Typical: the median Dice of {last}" if worst else "The only case")]
+    return named + [
+        (case, f"The lowest Dice of {last}" if not i else f"Low Dice of {last}")
+        for i, case in enumerate(worst)
+    ]
 
-    Returns:
-        A PNG file, see `partialseg.report.pictures.overlay_picture`.
 
-    Raises:
-        DataError: If a file is missing or not as it was when it was scored.
+def _shown(networks: Mapping[str, pd.DataFrame], dataset: str, case: str, why: str) -> ShownCase:
+    rows = {
+        name: scores[(scores["dataset"] == dataset) & (scores["case"] == case)].set_index("organ")
+        for name, scores in networks.items()
+    }
+    return ShownCase(dataset, case, why, {name: found for name, found in rows.items() if len(found)})
+
+
+def went_wrong(rows: pd.DataFrame) -> str:
+    """What a network did wrong in a case, in words: what it missed, what it made up, and its lowest Dice.
+
+    Args:
+        rows: Its scores of the case, indexed by organ.
+
+    Example:
+        >>> went_wrong(pd.DataFrame({"dice": [0.0, 0.61], "outcome": ["missed", "scored"]}, ["spleen", "liver"]))
+        'missed: spleen; lowest Dice: liver 0.610'
     """
-    files = {name: rows.iloc[0] for name, rows in shown.rows.items()}
-    first = next(iter(files.values()))
-    of_network = {name: prediction_classes(Path(row["prediction"])) for name, row in files.items()}
-    organs = dict.fromkeys(organ for classes in of_network.values() for organ in classes[1:])
-    classes = class_names(list(organs))
-    card = read_card(first["card"])
-    image = read_image(first["image"])
-    case = RawCase(card.name, str(first["case"]), Path(first["image"]), Path(first["truth"]))
-    card = with_missing_masks(card, [case])
-    _, values, _ = read_truth(case, card, classes)
-    predictions = {}
-    for name, row in files.items():
-        labels = read_label(row["prediction"]).array
-        if labels.shape != image.array.shape:
-            problem = f"has shape {labels.shape} (z, y, x), the image {image.array.shape}"
-            raise DataError(row["prediction"], problem, "evaluate again")
-        # The networks may list their classes in different orders.
-        predictions[name] = np.array([classes.index(organ) for organ in of_network[name]], dtype=np.uint8)[
-            labels
-        ]
-    table = prepared_values(card, classes)
-    annotated = [index for index, organ in enumerate(classes) if organ in card.annotated_in(case.name)]
-    truth = np.where(np.isin(values, annotated), values, 0).astype(np.uint8)
-    # Several organs, but neither background nor "ignored": a kidney whose side is not known.
-    unknown = ((table[:, 0] == 0) & (table.sum(axis=1) > 1))[values]
-    return overlay_picture(image.array, truth, predictions, image.spacing_mm, classes, unknown)
+    parts = [
+        f"{outcome}: {', '.join(map(organ_words, rows.index[rows['outcome'] == outcome]))}"
+        for outcome in (MISSED, HALLUCINATED)
+        if (rows["outcome"] == outcome).any()
+    ]
+    dice = rows.loc[rows["outcome"] == "scored", "dice"]
+    if len(dice):
+        parts.append(f"lowest Dice: {organ_words(dice.idxmin())} {dice.min():.3f}")
+    return "; ".join(parts)
 
 
-def worst_scores(networks: Mapping[str, pd.DataFrame], count: int = 10) -> pd.DataFrame:
+def organ_words(organ: str) -> str:
+    """An organ's name without underscores."""
+    return organ.replace("_", " ")
+
+
+def outcome_words(row: Any) -> str:
+    """A score in words: its Dice, or that the organ was missed or made up."""
+    return row.outcome if row.outcome in (MISSED, HALLUCINATED) else f"with Dice {row.dice:.3f}"
+
+
+def worst_scores(networks: Mapping[str, pd.DataFrame], count: int | None = 10) -> pd.DataFrame:
     """The lowest Dice over all networks, cases and organs, lowest first.
 
+    Args:
+        networks: For each network its scores.
+        count: At most so many rows; None for all.
+
     Returns:
-        At most `count` rows with the columns `network`, `dataset`, `case`, `organ`, `dice`, `hd95_mm`, `outcome`.
+        Rows with the columns `network`, `dataset`, `case`, `organ`, `dice`, `hd95_mm`, `outcome`.
     """
     frames = [scores.assign(network=name) for name, scores in networks.items()]
     everything = pd.concat(frames, ignore_index=True).dropna(subset="dice")
     columns = ["network", "dataset", "case", "organ", "dice", "hd95_mm", "outcome"]
-    return everything.sort_values("dice", kind="stable")[columns].head(count).reset_index(drop=True)
+    return everything.sort_values("dice", kind="stable")[columns][:count].reset_index(drop=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from partialseg.data.classes import PAPER_ORGANS, organ_colours
 from partialseg.errors import DataError
 from partialseg.evaluation.rendering import Layout, layout
 from partialseg.evaluation.summary import compare, organ_table
-from partialseg.evaluation.tables import read_scores
 from partialseg.files import write_text
 from partialseg.progress import track
-from partialseg.report.cases import ShownCase, choose_cases, draw_case, worst_scores
-from partialseg.report.pictures import learning_curves
+from partialseg.report.case_table import CaseRow, case_rows
+from partialseg.report.case_volumes import draw_case, read_case
+from partialseg.report.cases import ShownCase, choose_cases, organ_words, went_wrong, worst_scores
+from partialseg.report.run_facts import run_curves, run_facts
+from partialseg.report.viewer import Viewer, niivue_script, niivue_version, page_parts
 
 #: Pictures are added until they take this much; in base64 they take a third more.
 MAX_PICTURE_BYTES = 10_000_000
@@ -73,7 +74,8 @@ def write_report(
         if result.scores is not None and len(result.scores)
     }
     runs = {name: Path(result.run) for name, result in networks.items() if result.run is not None}
-    pictures, left_out = _pictures(scored, pictures_per_dataset)
+    pictures, viewer, left_out = _shown_cases(scored, pictures_per_dataset)
+    organs = _scored_organs(scored)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -89,81 +91,21 @@ def write_report(
         python=platform.python_version(),
         tables=_tables(scored),
         unscored={name: runs.get(name) for name in networks if name not in scored},
-        curves={name: curves for name, folder in runs.items() if (curves := _curves(folder))},
+        curves={name: _data_uri(png) for name, folder in runs.items() if (png := run_curves(folder))},
         pictures=pictures,
         left_out=left_out,
+        organs=[organ_words(organ) for organ in organs],
+        cases=_case_table(case_rows(scored, organs), viewer),
+        viewer=viewer,
+        niivue=niivue_script() if viewer.cases else "",
+        niivue_version=niivue_version(),
+        parts=page_parts(),
         legend=organ_colours(_organs(scored)),
         worst=_worst(scored),
-        runs={name: _run_facts(folder) for name, folder in runs.items()},
+        runs={name: run_facts(folder) for name, folder in runs.items()},
     )
     write_text(path, html)
     return Path(path)
-
-
-def report_run(folder: str | Path) -> Path:
-    """Report on a run folder, or on a study that compares several.
-
-    A run folder has `run.json`; its scores are `scores*/scores.csv` in it. A study has `study.json`:
-    `{"title": ..., "networks": {name: {"run": path, "scores": [paths of scores.csv]}}, "notes": [...]}`, with
-    paths relative to the study, and `run`, `title` and `notes` optional.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The path of `report.html` in it.
-
-    Raises:
-        DataError: If the folder is neither, or a file that it names is missing or damaged.
-    """
-    folder = Path(folder)
-    if (folder / "study.json").is_file():
-        title, networks, notes = _read_study(folder)
-        return write_report(folder / "report.html", title, networks, notes)
-    if not (folder / "run.json").is_file():
-        remedy = "give a run folder of `partialseg train`, or a folder with study.json"
-        raise DataError(folder, "holds neither run.json nor study.json", remedy)
-    name = folder.resolve().name
-    files = sorted([*folder.glob("scores*/scores.csv"), *folder.glob("scores*/*/scores.csv")])
-    result = NetworkResult(_all_scores(files), folder)
-    return write_report(folder / "report.html", f"Run {name}", {name: result})
-
-
-def _read_study(folder: Path) -> tuple[str, dict[str, NetworkResult], list[str]]:
-    path = folder / "study.json"
-    content = _read_json(path)
-    try:
-        title, notes = str(content.get("title", folder.resolve().name)), list(content.get("notes", []))
-        entries = [
-            (name, entry.get("run"), [folder / file for file in entry.get("scores", [])])
-            for name, entry in content["networks"].items()
-        ]
-    except (AttributeError, KeyError, TypeError) as error:
-        problem = f"is not a study ({error!r})"
-        raise DataError(path, problem, 'expected {"networks": {name: {"run", "scores"}}}') from error
-    networks = {name: NetworkResult(_all_scores(files), run and folder / run) for name, run, files in entries}
-    return title, networks, notes
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(path, f"is not JSON ({error})", "make it again") from error
-
-
-def _all_scores(files: Sequence[Path]) -> pd.DataFrame | None:
-    """The scores of all files; a case that is in two of them would count twice, so it is refused."""
-    if not files:
-        return None
-    frames = [read_scores(file).assign(file=str(file)) for file in files]
-    scores = pd.concat(frames, ignore_index=True)
-    twice = scores[scores.duplicated(["dataset", "case", "organ"])]
-    if len(twice):
-        row = twice.iloc[0]
-        problem = f"{row['dataset']}, {row['case']}, {row['organ']} is scored in another file as well"
-        raise DataError(row["file"], problem, "keep one evaluation of each dataset")
-    return scores.drop(columns="file")
 
 
 def _tables(scored: Mapping[str, pd.DataFrame]) -> dict[str, Layout]:
@@ -172,28 +114,45 @@ def _tables(scored: Mapping[str, pd.DataFrame]) -> dict[str, Layout]:
     return tables | {name: layout(organ_table(scores)) for name, scores in scored.items()}
 
 
-def _pictures(scored: Mapping[str, pd.DataFrame], per_dataset: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Pictures with their captions, and what was left out, in words."""
-    pictures, left_out, size = [], [], 0
+def _shown_cases(
+    scored: Mapping[str, pd.DataFrame], per_dataset: int
+) -> tuple[list[dict[str, Any]], Viewer, list[str]]:
+    """Pictures with their captions, the cases of the viewer, and what was left out, in words."""
+    pictures, viewer, left_out, size = [], Viewer(), [], 0
     shown = choose_cases(scored, per_dataset) if scored and per_dataset > 0 else []
-    for number, case in enumerate(track(shown, "draw") if shown else []):
+    for case in track(shown, "draw") if shown else []:
         try:
-            png = draw_case(case)
+            volumes = read_case(case)
         except DataError as error:
             left_out.append(str(error))
             continue
-        if size + len(png) > MAX_PICTURE_BYTES:
-            left_out.append(f"{len(shown) - number} more pictures, which would make this file too large")
-            break
+        viewer.add(case, volumes)
+        number = viewer.number_of(case.dataset, case.case)
+        png = draw_case(volumes)
         size += len(png)
-        pictures.append({"case": case, "source": _data_uri(png), "dice": _dice_rows(case)})
-    return pictures, left_out
+        if size <= MAX_PICTURE_BYTES:
+            wrong = {name: words for name, rows in case.rows.items() if (words := went_wrong(rows))}
+            picture = {"case": case, "source": _data_uri(png), "dice": _dice_rows(case)}
+            pictures.append({**picture, "wrong": wrong, "number": number})
+        else:
+            left_out.append(f"{case.dataset}, {case.case}: its picture would make this file too large")
+    return pictures, viewer, left_out + viewer.left_out
+
+
+def _case_table(rows: Sequence[CaseRow], viewer: Viewer) -> list[dict[str, Any]]:
+    """The rows of the table of cases, each with the places of its case and its network in the viewer."""
+    table = []
+    for row in rows:
+        number = viewer.number_of(row.dataset, row.case)
+        names = [] if number is None else [entry["name"] for entry in viewer.cases[number]["networks"]]
+        table.append({"row": row, "number": number, "network": names.index(row.network) if names else None})
+    return table
 
 
 def _dice_rows(case: ShownCase) -> list[tuple[str, list[str]]]:
     """For each organ of a case what each network scored."""
     organs = dict.fromkeys(organ for rows in case.rows.values() for organ in rows.index)
-    return [(_spaced(organ), [_dice(rows, organ) for rows in case.rows.values()]) for organ in organs]
+    return [(organ_words(organ), [_dice(rows, organ) for rows in case.rows.values()]) for organ in organs]
 
 
 def _dice(rows: pd.DataFrame, organ: str) -> str:
@@ -208,7 +167,7 @@ def _worst(scored: Mapping[str, pd.DataFrame]) -> list[list[str]]:
         return []
     return [
         [
-            *(row.network, row.dataset, row.case, _spaced(row.organ), f"{row.dice:.3f}"),
+            *(row.network, row.dataset, row.case, organ_words(row.organ), f"{row.dice:.3f}"),
             f"{row.hd95_mm:.1f}" if np.isfinite(row.hd95_mm) else "–",
             row.outcome,
         ]
@@ -216,50 +175,16 @@ def _worst(scored: Mapping[str, pd.DataFrame]) -> list[list[str]]:
     ]
 
 
+def _scored_organs(scored: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The organs that are scored, the paper's first."""
+    found = {organ for scores in scored.values() for organ in scores["organ"]}
+    return [organ for organ in _organs(scored) if organ in found]
+
+
 def _organs(scored: Mapping[str, pd.DataFrame]) -> list[str]:
     """The paper's organs first, in its order: predictions show them also where no dataset annotates them."""
     found = dict.fromkeys(organ for scores in scored.values() for organ in scores["organ"])
     return [*PAPER_ORGANS, *(organ for organ in found if organ not in PAPER_ORGANS)] if found else []
-
-
-def _curves(run: Path) -> str | None:
-    """The learning curves of a run as a data URI; None where no epoch has been logged."""
-    log, terms = (_read_log(run / name) for name in ("log.csv", "terms.csv"))
-    if log is None or not len(log):
-        return None
-    return _data_uri(learning_curves(log, terms))
-
-
-def _read_log(path: Path) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    try:
-        return pd.read_csv(path)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(path, f"cannot be read ({error})", "let the training write it again") from error
-
-
-def _run_facts(run: Path) -> dict[str, Any]:
-    """What a run folder says about itself: run.json entry by entry, and the text of its config."""
-    facts = _read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    config = run / "config.yaml"
-    return {
-        "folder": str(run),
-        "facts": {_spaced(key): _in_words(value) for key, value in facts.items()},
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
-    }
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {_in_words(entry)}" for key, entry in value.items())
-    if isinstance(value, list):
-        return ", ".join(_in_words(entry) for entry in value)
-    return str(value)
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _data_uri(png: bytes) -> str:

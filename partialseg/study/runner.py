@@ -26,7 +26,7 @@ from partialseg.demo import SPACING_MM as PHANTOM_SPACING_MM
 from partialseg.errors import DataError
 from partialseg.files import write_json, write_text
 from partialseg.progress import console
-from partialseg.report.html import report_run
+from partialseg.report.folders import report_run
 from partialseg.study.annotation import keep_single_organs
 from partialseg.study.plan import (
     METRICS,

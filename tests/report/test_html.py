@@ -11,13 +11,14 @@ from partialseg.data.cards import read_card
 from partialseg.evaluation import evaluate, read_scores
 from partialseg.report import NetworkResult, report_run, write_report
 from partialseg.report import html as report_html
+from partialseg.report import viewer as report_viewer
 from partialseg.report.cases import choose_cases, worst_scores
 
 
 class Elements(HTMLParser):
     """Collects what a page refers to, and checks that its elements are closed."""
 
-    VOID = ("meta", "img", "link", "br")
+    VOID = ("meta", "img", "link", "br", "input")
 
     def __init__(self, text):
         super().__init__()
@@ -79,22 +80,22 @@ def test_a_study_is_one_self_contained_file_with_tables_and_pictures(study):
     text = path.read_text(encoding="utf-8")
     page = Elements(text)
     assert path == study / "report.html"
-    assert len(page.images) == 2 + 2  # two cases of the dataset, and the curves of two runs
+    assert len(page.images) == 3 + 2  # the three cases of the dataset, and the curves of two runs
     assert all(image.startswith("data:image/png;base64,iVBOR") for image in page.images)
     assert page.links == page.images
-    assert not re.search(r"https?://|url\(|@import|<script", text)
+    assert not re.search(r"https?://|url\(|@import", text)
     assert (
-        page.tables == 3 + 2 + 1
-    )  # side by side and each network; one under each picture; the lowest scores
+        page.tables == 3 + 1 + 3 + 1
+    )  # side by side and each network; the cases; one under each picture; the lowest scores
     assert "liver ∈ msd_liver" in text
     assert "<strong>1.000 ± 0.000</strong>" in text
-    assert len(text) < 1_000_000
+    assert len(text) < 3_000_000  # NiiVue is two of them
 
 
 def test_a_run_reports_its_own_scores_curves_config_and_versions(study):
     text = report_run(study / "f_alone").read_text(encoding="utf-8")
     page = Elements(text)
-    assert len(page.images) == 2 + 1
+    assert len(page.images) == 3 + 1
     assert "name: &lt;demo&gt; &amp; more" in text
     assert "keras: 3.15.1" in text
     assert "<td>missed</td>" in text
@@ -113,7 +114,7 @@ def test_a_picture_whose_file_is_gone_is_left_out_and_said(study):
     scores["prediction"] = scores["prediction"].str.replace("liver_1", "gone")
     path = write_report(study / "gone.html", "title", {"F alone": NetworkResult(scores)})
     text = path.read_text(encoding="utf-8")
-    assert len(Elements(text).images) == 1
+    assert len(Elements(text).images) == 2
     assert re.search(r"Left out: .*gone\.nii\.gz", text)
 
 
@@ -124,7 +125,29 @@ def test_pictures_stop_where_the_file_would_grow_too_large(study, monkeypatch):
         encoding="utf-8"
     )
     assert Elements(text).images == []
-    assert "2 more pictures" in text
+    assert "liver_1: its picture would make this file too large" in text
+
+
+def test_volumes_stop_where_the_file_would_grow_too_large_and_the_rows_say_so(study, monkeypatch):
+    monkeypatch.setattr(report_viewer, "MAX_VOLUME_BYTES", 10)
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    text = write_report(study / "small.html", "t", {"F alone": NetworkResult(scores)}).read_text()
+    assert "liver_1 in the viewer: the volumes would make this file too large" in text
+    assert text.count("not in this file") == 3
+    assert 'data-shown="' not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
+    assert len(Elements(text).images) == 3
+
+
+def test_scores_without_a_run_are_reported_too(study, tmp_path):
+    (tmp_path / "scores").mkdir()
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    scores.to_csv(tmp_path / "scores/scores.csv", index=False)
+    path = report_run(tmp_path / "scores")
+    assert path == tmp_path / "scores/report.html"
+    text = path.read_text(encoding="utf-8")
+    assert "<title>Scores in scores</title>" in text
+    assert "missed: liver" in text
+    assert report_run(tmp_path) == tmp_path / "report.html", "and from the folder above"
 
 
 def test_names_are_escaped(study):
@@ -142,7 +165,9 @@ def test_shown_are_the_typical_case_and_the_worst_of_the_last_network(study):
     assert [(case.case, case.why) for case in shown] == [
         ("liver_1", "Typical: the median Dice of F alone"),
         ("liver_2", "The lowest Dice of F alone"),
+        ("liver_0", "Among the lowest of all: liver with Dice 1.000 by F alone"),
     ]
+    assert len(choose_cases({"F alone": scores}, worst=1)) == 2
     assert [case.why for case in choose_cases({"F alone": scores[scores["case"] == "liver_0"]})] == [
         "The only case"
     ]
@@ -172,7 +197,7 @@ def test_two_evaluations_of_a_case_are_refused(study, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "neither run.json nor study.json"),
+        (None, "neither run.json nor study.json nor scores.csv"),
         ("{", "is not JSON"),
         ("{}", "is not a study"),
         ('{"networks": {"F": {"scores": ["missing.csv"]}}}', "missing.csv: there is no such file of scores"),
