@@ -22,11 +22,11 @@ from partialseg.cli_options import (
     Preset,
     Raw,
     Run,
-    Split,
     StudyName,
     finish,
 )
 from partialseg.errors import DataError, first_of
+from partialseg.evaluate_command import evaluate
 from partialseg.inspect_command import inspect
 from partialseg.plan_command import plan
 from partialseg.predict_command import predict
@@ -272,33 +272,7 @@ def train(
 app.command()(predict)
 
 
-@app.command()
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of label maps.")],
-    truth: Annotated[Path, typer.Option(metavar="DIR", help="The dataset's raw folder.")],
-    card: Annotated[str, typer.Option(metavar="CARD", help="The dataset's data card.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the tables.")],
-    split: Annotated[
-        Optional[Split],  # noqa: UP045
-        typer.Option(help="Every case of this part must have a prediction."),
-    ] = None,
-) -> None:
-    """Score predictions over the organs that a dataset annotates.
-
-    In: predictions, the raw dataset, its card. Out: scores.csv and scores.json (a row for each case and organ),
-    table.csv, table.json and table.md (organ by dataset: n, mean and standard deviation, missed organs).
-    """
-    from rich.console import Console
-
-    from partialseg.evaluation.tables import evaluate as run_evaluate
-    from partialseg.evaluation.tables import organ_table, render_table
-
-    result = run_evaluate(predictions, truth, _card(card), out, None if split is None else split.value)
-    if len(result.scores):
-        Console().print(render_table(organ_table(result.scores)))
-    for note in result.notes:
-        typer.echo(f"note: {note}", err=True)
-    finish(result.problems)
+app.command()(evaluate)
 
 
 @app.command()

@@ -75,6 +75,21 @@ class Split(str, Enum):
     test = "test"
 
 
+class Hd95(str, Enum):
+    """What HD95 can mean, see `partialseg.evaluation.metrics.HD95_DEFINITIONS`."""
+
+    directed_max = "directed_max"
+    pooled = "pooled"
+    area_weighted = "area_weighted"
+
+
+class Unit(str, Enum):
+    """Units of distances."""
+
+    mm = "mm"
+    voxels = "voxels"
+
+
 class StudyName(str, Enum):
     """Tables of the paper."""
 

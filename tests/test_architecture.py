@@ -30,6 +30,8 @@ LAYERS = (
         "inspect_command",
         "plan_command",
         "predict_command",
+        "evaluate_command",
+        "compare_command",
         "cli",
     ),
 )

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from partialseg import __version__
 from partialseg.cli import app, main
+from partialseg.cli_options import Hd95
+from partialseg.evaluation.metrics import HD95_DEFINITIONS
 
 CARDS = ("btcv", "msd_liver", "msd_spleen", "msd_pancreas", "kits19")
 COMMANDS = [
@@ -397,6 +399,40 @@ def test_evaluate_asks_for_a_prediction_of_every_case_of_the_split(predictions, 
     assert ended.err.splitlines()[-1] == "2 problems"
     assert "case_00000" in ended.err
     assert "case_00002" in ended.err
+
+
+def test_evaluate_takes_definition_unit_and_tolerances(predictions, raw, tmp_path):
+    asked = [
+        "--hd95",
+        "pooled",
+        "--unit",
+        "voxels",
+        "--nsd-tolerance",
+        "3",
+        "--nsd-tolerance",
+        "left_kidney=1",
+    ]
+    common = ("evaluate", predictions, "--truth", raw, "--card", "kits19", "--out", tmp_path, "--jobs", 1)
+    ended = call(*common, *asked)
+    assert ended.status == 0, ended
+    assert "HD95 voxels" in ended.out
+    rows = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [(row["nsd_tolerance_mm"], row["hd95_definition"]) for row in rows] == [
+        (1, "pooled"),
+        (3, "pooled"),
+    ]
+    for text, said in (
+        ("liver=x", "received 'liver=x'"),
+        ("livre=2", "livre is no organ"),
+        ("-1", "from 0 on"),
+    ):
+        ended = call(*common, f"--nsd-tolerance={text}")
+        assert ended.status == 2
+        assert said in " ".join(ended.err.split())
+
+
+def test_the_definitions_of_hd95_are_those_of_the_evaluation():
+    assert [each.value for each in Hd95] == list(HD95_DEFINITIONS)
 
 
 def test_export_writes_a_saved_model(run, tmp_path):

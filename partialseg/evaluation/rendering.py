@@ -11,11 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from partialseg.evaluation.metrics import HD95_DEFINITIONS
-from partialseg.evaluation.summary import COMPARED
+from partialseg.evaluation.score_files import DISTANCES
+from partialseg.evaluation.statistics import MIN_CASES
+from partialseg.evaluation.summary import ALL, COMPARED
 
 _COUNTS = {"missed": "missed", "hallucinated": "hallucinated", "both_empty": "both empty"}
-_DIGITS = {"dice": 3, "hd_mm": 1, "hd95_mm": 1, "assd_mm": 1, "nsd": 3}
-_HEADERS = {"dice": "Dice", "hd_mm": "HD mm", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "nsd": "NSD"}
+_DIGITS = {"dice": 3, "nsd": 3, "volume_error": 1}  # else 1
+_HEADERS = {
+    "dice": "Dice",
+    "hd_mm": "HD mm", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm",
+    "hd_voxels": "HD voxels", "hd95_voxels": "HD95 voxels", "assd_voxels": "ASSD voxels",
+    "nsd": "NSD", "volume_error": "volume error %", "volume_error_ml": "volume error mL",
+}  # fmt: skip
+#: Shown with median and interval; of the others they are in table.csv.
+_IN_FULL = ("dice", "hd95_mm", "hd95_voxels")
 
 
 @dataclass(frozen=True)
@@ -50,25 +59,55 @@ def layout(table: pd.DataFrame, brief: bool = False) -> Layout:
 
     Args:
         table: What `organ_table` or `compare` returned.
-        brief: Means without deviations, neither ASSD nor NSD, and only counts that are not all 0, so that it
-            fits a terminal.
+        brief: Means without deviations and medians, of Dice, HD and HD95 alone, and only counts that are not all
+            0, so that it fits a terminal.
     """
     names = [column.removesuffix(": dice_mean") for column in table.columns if column.endswith(": dice_mean")]
     rows = table.to_dict("records")
-    columns = _compared(rows, names, brief) if names else _single(rows, brief)
+    columns = _compared(rows, names, brief) if names else _single(table, rows, brief)
     labels = {"organ ∈ dataset": [Cell(_label(row)) for row in rows]}
     together = {**labels, **columns}
     arranged = [list(cells) for cells in zip(*together.values(), strict=True)]
     return Layout([*together], arranged, _note(table, bool(names), brief))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, with its note."""
+def markdown(table: pd.DataFrame, worst: pd.DataFrame | None = None) -> str:
+    """The table in Markdown, with its note.
+
+    Args:
+        table: What `organ_table` or `compare` returned.
+        worst: Scores to list below, see `partialseg.evaluation.summary.worst_cases`.
+    """
     arranged = layout(table)
-    lines = [arranged.headers, [":--", *["--:"] * (len(arranged.headers) - 1)]]
-    lines += [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in arranged.rows]
-    body = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
-    return f"{body}\n\n{arranged.note}\n"
+    rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in arranged.rows]
+    text = f"{markdown_table(arranged.headers, rows)}\n\n{arranged.note}\n"
+    if worst is None or not len(worst):
+        return text
+    distance = "hd95_voxels" if "hd95_voxels" in worst.columns else "hd95_mm"
+    headers = ["dataset", "case", "organ", "Dice", _HEADERS[distance], "outcome"]
+    listed = [
+        [
+            *(row["dataset"], row["case"], row["organ"].replace("_", " ")),
+            *(_number(row[metric], metric) for metric in ("dice", distance)),
+            row["outcome"],
+        ]
+        for row in worst.to_dict("records")
+    ]
+    return f"{text}\n## Lowest Dice\n\n{markdown_table(headers, listed, names=3)}\n"
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """A table in Markdown; its first columns are names, at the left, and the others numbers, at the right.
+
+    Example:
+        >>> print(markdown_table(["organ", "n"], [["liver", "3"]]))
+        | organ | n |
+        | :-- | --: |
+        | liver | 3 |
+    """
+    aligned = [":--" if place < names else "--:" for place in range(len(headers))]
+    lines = [headers, aligned, *rows]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 def render_table(table: pd.DataFrame, title: str | None = None) -> Table:
@@ -93,21 +132,61 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
         return "There are no scores."
     parts = ["Mean over cases" if brief else "Mean ± standard deviation over cases"]
     parts[0] += "; the last row is the mean of the rows above."
+    if not compared and np.isfinite(table.filter(regex="_low$").to_numpy(dtype=float)).any():
+        parts.append(
+            f"In brackets the 95 % bootstrap interval of the mean, from {MIN_CASES} cases on with a value."
+        )
     parts.append(f"HD95: {HD95_DEFINITIONS[table['hd95_definition'].iloc[0]]}.")
+    if not compared and _in_voxels(table):
+        parts.append("Distances are in voxels of the scan's own grid.")
     parts.append(
         "A missed or hallucinated organ has Dice 0 and no distance; (n of m): n of m cases have one."
     )
     if compared:
         parts.append("Bold: the best of a row.")
     elif not brief:
-        parts.append(f"NSD: at {table['nsd_tolerance_mm'].iloc[0]:g} mm.")
+        parts.append("An organ neither there nor predicted (both empty) is in no mean and no n.")
+        parts.append(f"NSD: {_tolerances(table)}.")
+        if "volume_error_mean" in table.columns:
+            parts.append(
+                "Volume error: predicted less true volume, in % of the true one where the organ is there, a "
+                "missed one -100 %."
+            )
     return " ".join(parts)
 
 
-def _single(rows: Sequence[Mapping[str, float]], brief: bool) -> dict[str, list[Cell]]:
+def _tolerances(table: pd.DataFrame) -> str:
+    """For example "at 2 mm" or "at 5 mm (liver), 3 mm (left kidney, right kidney)"."""
+    organs: dict[float, list[str]] = {}
+    for organ, tolerance in zip(table["organ"], table["nsd_tolerance_mm"], strict=True):
+        if np.isfinite(tolerance) and organ != ALL:
+            organs.setdefault(tolerance, []).append(organ.replace("_", " "))
+    if len(organs) == 1:
+        return f"at {next(iter(organs)):g} mm"
+    named = [f"{tolerance:g} mm ({', '.join(dict.fromkeys(of))})" for tolerance, of in organs.items()]
+    return "at " + ", ".join(named)
+
+
+def _in_voxels(table: pd.DataFrame) -> bool:
+    return "hd95_voxels_mean" in table.columns
+
+
+def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: bool) -> dict[str, list[Cell]]:
     columns = {"n": [Cell(_count(row["n"])) for row in rows]}
-    for metric in ("dice", "hd_mm", "hd95_mm") if brief else _HEADERS:
-        columns[_HEADERS[metric]] = [Cell(_mean(row, metric, brief)) for row in rows]
+    hidden = DISTANCES["mm" if _in_voxels(table) else "voxels"]
+    shown = [name for name in _HEADERS if f"{name}_mean" in table.columns and name not in hidden]
+    for metric in shown:
+        header = _HEADERS[metric]
+        if brief and not metric.startswith(("dice", "hd")):
+            continue
+        columns[header] = [Cell(_mean(row, metric, brief)) for row in rows]
+        if brief and metric == "dice":
+            columns[header] = [
+                Cell(" ".join([_mean(row, metric, brief), _interval(row, metric)]).strip()) for row in rows
+            ]
+        elif not brief and metric in _IN_FULL:
+            columns[f"{header} median"] = [Cell(_number(row[f"{metric}_median"], metric)) for row in rows]
+            columns[f"{header} 95 % interval"] = [Cell(_interval(row, metric) or "–") for row in rows]
     for count, header in _COUNTS.items():
         if not brief or count == "missed" or any(row[count] for row in rows):
             columns[header] = [Cell(_count(row[count])) for row in rows]
@@ -167,13 +246,26 @@ def _count(number: float) -> str:
 
 
 def _mean(row: Mapping[str, float], metric: str, brief: bool) -> str:
-    """For example "0.931 ± 0.012"; distances say of how many cases where some case has none."""
+    """For example "0.931 ± 0.012"; what not every case has says of how many it is the mean."""
     mean, std = row[f"{metric}_mean"], row[f"{metric}_std"]
     if not np.isfinite(mean):
         return "–"
-    text = f"{mean:.{_DIGITS[metric]}f}"
+    text = _number(mean, metric)
     if np.isfinite(std) and not brief:
-        text += f" ± {std:.{_DIGITS[metric]}f}"
-    if metric.endswith("_mm") and row["n_hd"] != row["n"]:
-        text += f" ({_count(row['n_hd'])} of {_count(row['n'])})"
-    return text
+        text += f" ± {_number(std, metric)}"
+    number = row["n_hd"] if metric in (*DISTANCES["mm"], *DISTANCES["voxels"]) else row["n"]
+    if metric == "volume_error":
+        number = row["n_volume"]
+    return text if number == row["n"] else f"{text} ({_count(number)} of {_count(row['n'])})"
+
+
+def _interval(row: Mapping[str, float], metric: str) -> str:
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    return f"[{_number(low, metric)}, {_number(high, metric)}]" if np.isfinite(low) else ""
+
+
+def _number(value: float, metric: str) -> str:
+    """A value of a metric; the relative volume error in %."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{100 * value if metric == 'volume_error' else value:.{_DIGITS.get(metric, 1)}f}"

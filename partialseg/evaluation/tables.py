@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,21 @@ from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
 from partialseg.data.checks import PLACE_TOLERANCE, label_values
 from partialseg.data.classes import BACKGROUND, PAPER_ORGANS, class_names
 from partialseg.data.label_files import read_case_label, with_missing_masks
+from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
 from partialseg.evaluation.rendering import layout, markdown, render_table
-from partialseg.evaluation.summary import compare, organ_table
+from partialseg.evaluation.score_files import COLUMNS, DISTANCES, columns, read_scores, records
+from partialseg.evaluation.summary import compare, organ_table, worst_cases
 from partialseg.files import write_json, write_text
+from partialseg.machine import jobs_in_memory
+from partialseg.parallel import run_tasks
 from partialseg.progress import track
 
 __all__ = [
+    "COLUMNS",
     "EvaluateResult",
     "compare",
     "evaluate",
@@ -38,13 +45,9 @@ __all__ = [
     "render_table",
 ]
 
-#: Columns of scores.csv that are numbers; all others are text.
-NUMBERS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "nsd_tolerance_mm")
-COLUMNS = (
-    "dataset", "case", "organ", "dice", "hd_mm", "hd95_mm", "assd_mm", "nsd", "outcome",
-    "hd95_definition", "nsd_tolerance_mm", "image", "truth", "prediction", "card",
-)  # fmt: skip
 _SUFFIXES = (".nii.gz", ".nii")
+#: What a worker takes: Python and its libraries, and the arrays of a case.
+_BASE_BYTES, _BYTES_PER_VOXEL = 300_000_000, 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class EvaluateResult:
     """What `evaluate` found.
 
     Attributes:
-        scores: One row per case and organ; the columns are `COLUMNS`.
+        scores: One row per case and organ; the columns are `partialseg.evaluation.score_files.columns(unit)`.
         problems: Predictions or cases that could not be scored.
         notes: What was left out on purpose, in words.
     """
@@ -69,7 +72,9 @@ def evaluate(
     out: str | Path,
     split: str | None = None,
     hd95: str = "directed_max",
-    nsd_tolerance_mm: float = 2.0,
+    nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
+    unit: str = "mm",
+    jobs: int | None = 1,
 ) -> EvaluateResult:
     """Score predictions against the label maps of one dataset, over the organs that it annotates.
 
@@ -84,18 +89,29 @@ def evaluate(
         truth: Raw folder of the dataset, or a folder of several datasets.
         card: The dataset's card.
         out: Gets `scores.csv` and `scores.json` (a row per case and organ), `table.csv`, `table.json` and
-            `table.md` (organ × dataset).
+            `table.md` (organ × dataset, and the worst cases).
         split: "train" or "test": score the cases of that split alone, and require a prediction of each.
         hd95: Definition of HD95, see `partialseg.evaluation.score`.
-        nsd_tolerance_mm: Tolerance of NSD.
+        nsd_tolerance_mm: Tolerance of NSD, one for all organs or one for each that the dataset annotates.
+        unit: "mm", or "voxels": distances in voxels of the scan's own grid as well, which the tables then show.
+            The tolerance is in mm all the same.
+        jobs: Cases at a time; None for one per usable core. Fewer where the memory would not do.
 
     Returns:
         The scores, and the problems; a problem with one case leaves the others as they are.
 
     Raises:
         DataError: If there are no predictions at all, or no cases.
+        ValueError: If the unit is unknown, or an organ of the dataset has no tolerance.
     """
     predictions, out = Path(predictions), Path(out)
+    names = columns(unit)
+    if isinstance(nsd_tolerance_mm, Mapping) and (
+        lacking := [organ for organ in card.annotated if organ not in nsd_tolerance_mm]
+    ):
+        raise ValueError(
+            f"nsd_tolerance_mm has no tolerance of {', '.join(lacking)}: add it, or give one number"
+        )
     cases = {case.name: case for case in find_cases(card, truth)}
     card = with_missing_masks(card, cases.values())
     if not cases:
@@ -105,40 +121,17 @@ def evaluate(
     if not files:
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
     pairs, problems, notes = _matched(files, cases, card, split)
-    rows: list[dict[str, Any]] = []
     settings = {"hd95": hd95, "nsd_tolerance_mm": nsd_tolerance_mm}
-    for path, case in track(pairs, f"evaluate {card.name}"):
-        try:
-            found, said = _score_case(path, case, card, settings)
-        except DataError as error:
-            problems.append(error)
+    rows: list[dict[str, Any]] = []
+    for outcome in _outcomes(pairs, functools.partial(_score_case, card, settings, unit), card, jobs):
+        if isinstance(outcome, DataError):
+            problems.append(outcome)
         else:
-            rows += found
-            notes += said
-    scores = pd.DataFrame(rows, columns=list(COLUMNS))
+            rows += outcome[0]
+            notes += outcome[1]
+    scores = pd.DataFrame(rows, columns=list(names))
     _write(out, scores, problems, notes)
     return EvaluateResult(scores, problems, notes)
-
-
-def read_scores(path: str | Path) -> pd.DataFrame:
-    """Read a `scores.csv` that `evaluate` wrote.
-
-    Raises:
-        DataError: If it is missing or has other columns.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(path, "there is no such file of scores", "run `partialseg evaluate` first")
-    scores = pd.read_csv(
-        path,
-        dtype={name: str for name in COLUMNS if name not in NUMBERS},
-        keep_default_na=False,
-        na_values={name: [""] for name in NUMBERS},
-    )
-    missing = [name for name in COLUMNS if name not in scores.columns]
-    if missing:
-        raise DataError(path, f"lacks the columns {', '.join(missing)}", "run `partialseg evaluate` again")
-    return scores.astype({name: float for name in NUMBERS})
 
 
 def prediction_classes(path: Path) -> tuple[str, ...]:
@@ -221,9 +214,33 @@ def _matched(
     return list(pairs.values()), problems, notes
 
 
+def _outcomes(
+    pairs: list[tuple[Path, RawCase]],
+    function: Callable[[tuple[Path, RawCase]], Any],
+    card: Card,
+    jobs: int | None,
+) -> list[Any]:
+    """What the function returns of each pair, or a DataError, in the order of the pairs."""
+    memory = None
+    if jobs != 1 and len(pairs) > 1:
+        jobs, memory = jobs_in_memory(jobs, max(_memory_needed(path) for path, _ in pairs))
+    found = {}
+    running = run_tasks(function, pairs, lambda pair: str(pair[0]), jobs if len(pairs) > 1 else 1, memory)
+    with contextlib.closing(running) as outcomes:
+        for pair, outcome in track(outcomes, f"evaluate {card.name}", total=len(pairs)):
+            found[pair[0]] = outcome
+    return [found[path] for path, _ in pairs]
+
+
+def _memory_needed(path: Path) -> int:
+    """Bytes that a worker takes at most to score a prediction, from its header."""
+    return int(_BASE_BYTES + _BYTES_PER_VOXEL * extent(path).voxels)
+
+
 def _score_case(
-    path: Path, case: RawCase, card: Card, settings: dict[str, Any]
+    card: Card, settings: dict[str, Any], unit: str, pair: tuple[Path, RawCase]
 ) -> tuple[list[dict[str, Any]], list[str]]:
+    path, case = pair
     classes = prediction_classes(path)
     prediction = read_label(path)
     if int(prediction.array.max()) >= len(classes):
@@ -248,14 +265,21 @@ def _score_case(
                 said.append(f"{who}: {organ} not scored, since it is not known which voxels it has")
                 del organs[organ]
     results = score(prediction.array, values, raw.spacing_mm, organs, ignore=ignore, **settings)
+    if unit == "voxels":
+        of_grid = score(prediction.array, values, (1.0,) * 3, organs, ignore=ignore, **settings)
+        for organ, entry in results.items():
+            distances = zip(DISTANCES["voxels"], DISTANCES["mm"], strict=True)
+            entry.update({name: of_grid[organ][in_mm] for name, in_mm in distances})
     files = {"image": case.image, "truth": case.label, "prediction": path, "card": card.path}
     common = {
         **{name: os.fspath(Path(file).resolve()) for name, file in files.items()},
         "hd95_definition": settings["hd95"],
-        "nsd_tolerance_mm": settings["nsd_tolerance_mm"],
     }
+    given = settings["nsd_tolerance_mm"]
+    tolerances = given if isinstance(given, Mapping) else dict.fromkeys(organs, given)
+    keys = {"dataset": card.name, "case": case.name}
     rows = [
-        {"dataset": card.name, "case": case.name, "organ": organ, **entry, **common}
+        {**keys, "organ": organ, **entry, "nsd_tolerance_mm": tolerances[organ], **common}
         for organ, entry in results.items()
     ]
     return rows, said
@@ -282,12 +306,7 @@ def _write(out: Path, scores: pd.DataFrame, problems: list[DataError], notes: li
     table = organ_table(scores)
     write_text(out / "scores.csv", scores.to_csv(index=False))
     write_text(out / "table.csv", table.to_csv(index=False))
-    write_text(out / "table.md", markdown(table))
-    content = {"scores": _records(scores), "problems": [str(problem) for problem in problems], "notes": notes}
+    write_text(out / "table.md", markdown(table, worst_cases(scores)))
+    content = {"scores": records(scores), "problems": [str(problem) for problem in problems], "notes": notes}
     write_json(out / "scores.json", content)
-    write_json(out / "table.json", _records(table))
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON can hold them: NaN becomes null."""
-    return json.loads(frame.to_json(orient="records", double_precision=10))
+    write_json(out / "table.json", records(table))

@@ -6,7 +6,7 @@ import pytest
 
 from partialseg.data.cards import Override, read_card
 from partialseg.evaluation import evaluate, read_scores
-from partialseg.evaluation.tables import COLUMNS
+from partialseg.evaluation.score_files import COLUMNS, columns
 
 CLASSES = ["background", "liver", "spleen", "pancreas", "left_kidney", "right_kidney"]
 
@@ -37,10 +37,11 @@ def liver_truth(tmp_path):
     return tmp_path
 
 
-def run(folder, **predictions):
+def run(folder, settings=None, **predictions):
     for name, array in predictions.items():
         save(folder / f"predictions/{name}.nii.gz", array)
-    return evaluate(folder / "predictions", folder / "raw", read_card("msd_liver"), folder / "scores")
+    card = read_card("msd_liver")
+    return evaluate(folder / "predictions", folder / "raw", card, folder / "scores", **settings or {})
 
 
 def test_a_missed_liver_is_a_row_with_dice_0_and_tumour_is_liver(liver_truth):
@@ -70,6 +71,36 @@ def test_an_organ_that_the_dataset_does_not_annotate_has_no_row(liver_truth):
 def test_distances_are_in_mm_of_the_scan(liver_truth):
     result = run(liver_truth, liver_1=box(5, 5, 3))  # one slice of 5 mm too high
     assert result.scores["hd_mm"].item() == 5
+
+
+def test_in_voxels_a_slice_is_one_whatever_its_thickness(liver_truth):
+    result = run(liver_truth, {"unit": "voxels"}, liver_1=box(5, 5, 3))
+    assert tuple(result.scores.columns) == columns("voxels")
+    assert (result.scores["hd_mm"].item(), result.scores["hd_voxels"].item()) == (5, 1)
+    read = read_scores(liver_truth / "scores/scores.csv")
+    assert read["hd95_voxels"].tolist() == result.scores["hd95_voxels"].tolist()
+    assert "HD95 voxels" in (liver_truth / "scores/table.md").read_text()
+
+
+def test_tolerances_are_those_of_each_organ(liver_truth):
+    result = run(liver_truth, {"nsd_tolerance_mm": {"liver": 5.0, "spleen": 1.0}}, liver_1=box(5, 5, 3))
+    assert result.scores[["nsd", "nsd_tolerance_mm"]].values.tolist() == [[1, 5]]
+    with pytest.raises(ValueError, match="no tolerance of liver"):
+        run(liver_truth, {"nsd_tolerance_mm": {"spleen": 1.0}})
+
+
+def test_the_definition_of_hd95_is_written_beside_the_scores(liver_truth):
+    result = run(liver_truth, {"hd95": "pooled"}, liver_1=box(5, 5, 3))
+    assert result.scores["hd95_definition"].item() == "pooled"
+
+
+def test_cases_at_a_time_make_the_same_scores(liver_truth):
+    (liver_truth / "predictions").mkdir()
+    (liver_truth / "predictions/liver_2.nii.gz").write_bytes(b"not a scan")
+    alone = run(liver_truth, liver_0=box(2, 2, 2), liver_1=box(5, 5, 3))
+    together = run(liver_truth, {"jobs": 2})
+    assert together.scores.equals(alone.scores)
+    assert [str(problem) for problem in together.problems] == [str(problem) for problem in alone.problems]
 
 
 def test_the_files_hold_what_was_returned(liver_truth):
