@@ -29,7 +29,7 @@ from partialseg.errors import DataError, first_of
 from partialseg.evaluate_command import evaluate
 from partialseg.inspect_command import inspect
 from partialseg.plan_command import plan
-from partialseg.predict_command import predict
+from partialseg.predict_command import postprocess, predict
 from partialseg.service_commands import service_app
 
 app = typer.Typer(
@@ -270,6 +270,7 @@ def train(
 
 
 app.command()(predict)
+app.command()(postprocess)
 
 
 app.command()(evaluate)

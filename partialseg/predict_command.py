@@ -1,13 +1,21 @@
-"""`partialseg predict`: label maps of scans."""
+"""`partialseg predict`: label maps of scans; and `partialseg postprocess`: what to do to them afterwards."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from partialseg.cli_options import Run, Split, finish
+from partialseg.cli_options import CacheFolder, Run, Split, finish
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from partialseg.inference.postprocessing_choice import Choice
+
+#: What was chosen on fewer cases may be chance.
+FEW_CASES = 5
 
 
 def predict(
@@ -59,6 +67,13 @@ def predict(
             help="Write these alone, separated by commas or each with an option of its own; values stay the same.",
         ),
     ] = None,
+    postprocess: Annotated[
+        bool,
+        typer.Option(
+            "--postprocess",
+            help="Apply RUN/postprocessing.yaml, which `partialseg postprocess` writes. Without, nothing is done.",
+        ),
+    ] = False,
     dicom_seg: Annotated[
         bool,
         typer.Option(
@@ -83,12 +98,18 @@ def predict(
         raise typer.BadParameter("goes with --card", param_hint="--split")
     from partialseg.data.cards import read_card
     from partialseg.inference.plausibility import warning_lines
+    from partialseg.inference.postprocessing_choice import read_choice
     from partialseg.inference.predict import predict as run_predict
     from partialseg.inference.prediction_files import Outputs
     from partialseg.training.runs import read_run
 
     named = None if card is None else read_card(card)
     trained = read_run(run)
+    outputs = Outputs(
+        organs=_organs(organs, trained.classes[1:]),
+        rules=read_choice(trained).rules if postprocess else None,
+        dicom_seg=dicom_seg,
+    )
     result = run_predict(
         trained,
         inputs,
@@ -100,7 +121,7 @@ def predict(
         ensemble=ensemble or (),
         card=named,
         split=None if split is None else split.value,
-        outputs=Outputs(organs=_organs(organs, trained.classes[1:]), dicom_seg=dicom_seg),
+        outputs=outputs,
         again=again,
     )
     for path in result.written:
@@ -111,6 +132,69 @@ def predict(
     if result.kept:
         typer.echo(f"{len(result.written)} predicted, {len(result.kept)} were there already: {out}")
     finish(result.problems)
+
+
+def postprocess(
+    run: Run,
+    prepared: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="The prepared data that RUN was trained on: a folder, or its URL."),
+    ],
+    split: Annotated[
+        Optional[Split],  # noqa: UP045
+        typer.Option(
+            help="Choose on these cases, instead of those that the run's config held out of training. Scores on "
+            "cases that were chosen on are no longer fair."
+        ),
+    ] = None,
+    cache: CacheFolder = None,
+) -> None:
+    """Choose, for each organ, what to do to predictions afterwards.
+
+    In: a run and its prepared data. Out: RUN/postprocessing.yaml, which `partialseg predict --postprocess` applies.
+    The cases that were held out of training are predicted; pieces on the wrong side, all but the largest piece, small
+    pieces and holes are treated one after the other, and what raises the mean Dice of the organ by 0.001 is kept.
+    """
+    from rich.console import Console
+
+    from partialseg.data.prepared import read_prepared
+    from partialseg.inference.postprocessing_choice import choose_postprocessing, write_choice
+    from partialseg.progress import progress_bar
+    from partialseg.training.runs import read_run
+
+    trained = read_run(run)
+    with progress_bar() as bar:
+        task = bar.add_task("predict", total=None)
+        choice = choose_postprocessing(
+            trained,
+            read_prepared(prepared, cache),
+            None if split is None else split.value,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    path = write_choice(trained, choice)
+    Console().print(_choice_table(choice))
+    few = [
+        organ for organ, chosen in choice.organs.items() if chosen.rules.names and chosen.cases < FEW_CASES
+    ]
+    if few:
+        typer.echo(f"note: chosen on fewer than {FEW_CASES} cases: {', '.join(few)}", err=True)
+    typer.echo(f"Post-processing: {path}")
+
+
+def _choice_table(choice: Choice) -> Table:
+    """A row for each organ."""
+    from rich.table import Table
+
+    table = Table(title=f"post-processing, {choice.split} cases")
+    for column in ("organ", "rules", "cases", "Dice without", "Dice with"):
+        table.add_column(column, justify="left" if column in ("organ", "rules") else "right")
+    for organ, chosen in choice.organs.items():
+        rules = chosen.rules.model_dump(exclude_defaults=True)
+        told = ", ".join(name if value is True else f"{name} {value:g}" for name, value in rules.items())
+        table.add_row(
+            organ, told or "none", str(chosen.cases), f"{chosen.dice_before:.3f}", f"{chosen.dice_after:.3f}"
+        )
+    return table
 
 
 def _organs(given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -369,6 +369,35 @@ def test_predict_goes_on_after_a_broken_scan(run, raw, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["img0003.json", "img0003.nii.gz"]
 
 
+def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_written(run, raw, tmp_path):
+    scan = raw / "btcv" / "img" / "img0003.nii.gz"
+    arguments = ("predict", run, scan, "--out", tmp_path, "--overlap", 0, "--organs", "spleen, liver")
+    first = call(*arguments)
+    assert first.status == 0, first
+    assert all(line.startswith("note: img0003: ") for line in first.err.splitlines() if "note:" in line)
+    assert json.loads((tmp_path / "img0003.json").read_text())["organs"] == ["liver", "spleen"]
+    assert set(np.unique(nibabel.load(tmp_path / "img0003.nii.gz").dataobj)) <= {0, 1, 2}
+    assert call(*arguments).out == f"0 predicted, 1 were there already: {tmp_path}\n"
+    assert call(*arguments, "--again").out == first.out
+    wrong = call(*arguments[:-1], "liver,lung")
+    assert wrong.status == 2
+    assert "the network has no 'lung', expected some of liver, spleen" in " ".join(wrong.err.split())
+
+
+def test_post_processing_is_chosen_and_applied(run, raw, prepared, tmp_path):
+    scan = raw / "btcv" / "img" / "img0003.nii.gz"
+    predict = ("predict", run, scan, "--out", tmp_path, "--overlap", 0, "--postprocess")
+    assert_problem(call(*predict), "postprocessing.yaml", "there is no post-processing")
+    assert_problem(call("postprocess", run, "--prepared", prepared), run, "--split test")
+    chosen = call("postprocess", run, "--prepared", prepared, "--split", "test")
+    assert chosen.status == 0, chosen
+    assert f"Post-processing: {run / 'postprocessing.yaml'}" in chosen.out
+    assert call(*predict).status == 0
+    done = json.loads((tmp_path / "img0003.json").read_text())["postprocessing"]
+    assert done.keys() == {"liver", "spleen", "pancreas", "left_kidney", "right_kidney"}
+    (run / "postprocessing.yaml").unlink()
+
+
 def test_evaluate_scores_the_annotated_organs(predictions, raw, tmp_path):
     ended = call(
         "evaluate", predictions, "--truth", raw, "--card", "kits19", "--out", tmp_path, "--split", "test"
