@@ -25,6 +25,7 @@ from partialseg.cli_options import (
     StudyName,
     finish,
 )
+from partialseg.compare_command import compare
 from partialseg.errors import DataError, first_of
 from partialseg.evaluate_command import evaluate
 from partialseg.inspect_command import inspect
@@ -274,6 +275,7 @@ app.command()(postprocess)
 
 
 app.command()(evaluate)
+app.command()(compare)
 
 
 @app.command()

@@ -122,6 +122,7 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         "train",
         "predict",
         "evaluate",
+        "compare",
         "export",
         "study",
         "report",
@@ -462,6 +463,40 @@ def test_evaluate_takes_definition_unit_and_tolerances(predictions, raw, tmp_pat
 
 def test_the_definitions_of_hd95_are_those_of_the_evaluation():
     assert [each.value for each in Hd95] == list(HD95_DEFINITIONS)
+
+
+def test_compare_says_what_differs_between_two_runs(predictions, raw, tmp_path):
+    for name in ("plain", "marginal"):
+        ended = call(
+            *(
+                "evaluate",
+                predictions,
+                "--truth",
+                raw,
+                "--card",
+                "kits19",
+                "--out",
+                tmp_path / name / "kits19",
+            ),
+            *("--jobs", 1, "--hd95", "pooled"),
+        )
+        assert ended.status == 0, ended
+    ended = call("compare", tmp_path / "plain", tmp_path / "marginal", "--out", tmp_path / "out")
+    assert ended.status == 0, ended
+    assert "Dice: marginal less plain" in ended.out
+    assert "95th percentile of the distances of both directions together" in " ".join(ended.out.split())
+    assert ended.out.splitlines()[-1] == f"Comparison: {tmp_path / 'out' / 'comparison.md'}"
+    assert (tmp_path / "out" / "comparison.png").is_file()
+    same = call(
+        "compare", tmp_path / "plain", tmp_path / "marginal", "--out", tmp_path / "out", "--names", "x", "x"
+    )
+    assert (same.status, "two different names" in same.err) == (2, True)
+
+
+def test_compare_without_scores_is_a_problem(tmp_path):
+    ended = call("compare", tmp_path, tmp_path, "--out", tmp_path / "out")
+    assert_problem(ended, tmp_path, "holds no scores.csv")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_writes_a_saved_model(run, tmp_path):

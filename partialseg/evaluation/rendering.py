@@ -17,7 +17,8 @@ from partialseg.evaluation.summary import ALL, COMPARED
 
 _COUNTS = {"missed": "missed", "hallucinated": "hallucinated", "both_empty": "both empty"}
 _DIGITS = {"dice": 3, "nsd": 3, "volume_error": 1}  # else 1
-_HEADERS = {
+#: How the metrics are called.
+HEADERS = {
     "dice": "Dice",
     "hd_mm": "HD mm", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm",
     "hd_voxels": "HD voxels", "hd95_voxels": "HD95 voxels", "assd_voxels": "ASSD voxels",
@@ -65,7 +66,7 @@ def layout(table: pd.DataFrame, brief: bool = False) -> Layout:
     names = [column.removesuffix(": dice_mean") for column in table.columns if column.endswith(": dice_mean")]
     rows = table.to_dict("records")
     columns = _compared(rows, names, brief) if names else _single(table, rows, brief)
-    labels = {"organ ∈ dataset": [Cell(_label(row)) for row in rows]}
+    labels = {"organ ∈ dataset": [Cell(row_label(row)) for row in rows]}
     together = {**labels, **columns}
     arranged = [list(cells) for cells in zip(*together.values(), strict=True)]
     return Layout([*together], arranged, _note(table, bool(names), brief))
@@ -84,11 +85,11 @@ def markdown(table: pd.DataFrame, worst: pd.DataFrame | None = None) -> str:
     if worst is None or not len(worst):
         return text
     distance = "hd95_voxels" if "hd95_voxels" in worst.columns else "hd95_mm"
-    headers = ["dataset", "case", "organ", "Dice", _HEADERS[distance], "outcome"]
+    headers = ["dataset", "case", "organ", "Dice", HEADERS[distance], "outcome"]
     listed = [
         [
             *(row["dataset"], row["case"], row["organ"].replace("_", " ")),
-            *(_number(row[metric], metric) for metric in ("dice", distance)),
+            *(number_text(row[metric], metric) for metric in ("dice", distance)),
             row["outcome"],
         ]
         for row in worst.to_dict("records")
@@ -118,12 +119,17 @@ def render_table(table: pd.DataFrame, title: str | None = None) -> Table:
         title: A line above it.
     """
     arranged = layout(table, brief=True)
-    result = Table(title=title, caption=arranged.note, caption_justify="left")
+    return render_layout(arranged, title, totals=1)
+
+
+def render_layout(arranged: Layout, title: str | None = None, totals: int = 0) -> Table:
+    """A layout for the terminal, with a line before its last `totals` rows."""
+    result = Table(title=title, caption=arranged.note or None, caption_justify="left")
     for number, header in enumerate(arranged.headers):
         result.add_column(Text(header), justify="right" if number else "left", no_wrap=number == 0)
     for number, row in enumerate(arranged.rows, 1):
         cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row]
-        result.add_row(*cells, end_section=number == len(arranged.rows) - 1)
+        result.add_row(*cells, end_section=number == len(arranged.rows) - totals)
     return result
 
 
@@ -146,7 +152,9 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
         parts.append("Bold: the best of a row.")
     elif not brief:
         parts.append("An organ neither there nor predicted (both empty) is in no mean and no n.")
-        parts.append(f"NSD: {_tolerances(table)}.")
+        rows = table[table["organ"] != ALL]
+        of_organs = dict(zip(rows["organ"], rows["nsd_tolerance_mm"], strict=True))
+        parts.append(f"NSD: {tolerances_text(of_organs)}.")
         if "volume_error_mean" in table.columns:
             parts.append(
                 "Volume error: predicted less true volume, in % of the true one where the organ is there, a "
@@ -155,16 +163,21 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
     return " ".join(parts)
 
 
-def _tolerances(table: pd.DataFrame) -> str:
-    """For example "at 2 mm" or "at 5 mm (liver), 3 mm (left kidney, right kidney)"."""
+def tolerances_text(tolerances: Mapping[str, float]) -> str:
+    """The tolerances of NSD in words.
+
+    Example:
+        >>> tolerances_text({"liver": 5, "left_kidney": 3, "right_kidney": 3})
+        'at 5 mm (liver), 3 mm (left kidney, right kidney)'
+        >>> tolerances_text({"liver": 2, "spleen": 2})
+        'at 2 mm'
+    """
     organs: dict[float, list[str]] = {}
-    for organ, tolerance in zip(table["organ"], table["nsd_tolerance_mm"], strict=True):
-        if np.isfinite(tolerance) and organ != ALL:
-            organs.setdefault(tolerance, []).append(organ.replace("_", " "))
+    for organ, tolerance in tolerances.items():
+        organs.setdefault(tolerance, []).append(organ.replace("_", " "))
     if len(organs) == 1:
         return f"at {next(iter(organs)):g} mm"
-    named = [f"{tolerance:g} mm ({', '.join(dict.fromkeys(of))})" for tolerance, of in organs.items()]
-    return "at " + ", ".join(named)
+    return "at " + ", ".join(f"{tolerance:g} mm ({', '.join(of)})" for tolerance, of in organs.items())
 
 
 def _in_voxels(table: pd.DataFrame) -> bool:
@@ -174,9 +187,9 @@ def _in_voxels(table: pd.DataFrame) -> bool:
 def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: bool) -> dict[str, list[Cell]]:
     columns = {"n": [Cell(_count(row["n"])) for row in rows]}
     hidden = DISTANCES["mm" if _in_voxels(table) else "voxels"]
-    shown = [name for name in _HEADERS if f"{name}_mean" in table.columns and name not in hidden]
+    shown = [name for name in HEADERS if f"{name}_mean" in table.columns and name not in hidden]
     for metric in shown:
-        header = _HEADERS[metric]
+        header = HEADERS[metric]
         if brief and not metric.startswith(("dice", "hd")):
             continue
         columns[header] = [Cell(_mean(row, metric, brief)) for row in rows]
@@ -185,7 +198,7 @@ def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: boo
                 Cell(" ".join([_mean(row, metric, brief), _interval(row, metric)]).strip()) for row in rows
             ]
         elif not brief and metric in _IN_FULL:
-            columns[f"{header} median"] = [Cell(_number(row[f"{metric}_median"], metric)) for row in rows]
+            columns[f"{header} median"] = [Cell(number_text(row[f"{metric}_median"], metric)) for row in rows]
             columns[f"{header} 95 % interval"] = [Cell(_interval(row, metric) or "–") for row in rows]
     for count, header in _COUNTS.items():
         if not brief or count == "missed" or any(row[count] for row in rows):
@@ -208,7 +221,7 @@ def _compared(
             for entries in of
         ]
         for place, name in enumerate(names):
-            columns[f"{name}: {_HEADERS[metric]}"] = [
+            columns[f"{name}: {HEADERS[metric]}"] = [
                 Cell(_mean(entries[place], metric, brief), marks[place])
                 for entries, marks in zip(of, best, strict=True)
             ]
@@ -236,9 +249,10 @@ def _joined(entries: Sequence[Mapping[str, float]], column: str, brief: bool = F
     return texts[0] if brief and len(set(texts)) == 1 else " / ".join(texts)
 
 
-def _label(row: Mapping[str, str]) -> str:
-    organ = row["organ"].replace("_", " ")
-    return f"{organ} ∈ {row['dataset']}" if row["dataset"] else organ
+def row_label(row: Mapping[str, str]) -> str:
+    """For example "left kidney ∈ btcv"; the organ alone where there is no dataset, or all are meant."""
+    organ, dataset = row["organ"].replace("_", " "), row["dataset"]
+    return f"{organ} ∈ {dataset}" if dataset and (row["organ"], dataset) != (ALL, ALL) else organ
 
 
 def _count(number: float) -> str:
@@ -250,9 +264,9 @@ def _mean(row: Mapping[str, float], metric: str, brief: bool) -> str:
     mean, std = row[f"{metric}_mean"], row[f"{metric}_std"]
     if not np.isfinite(mean):
         return "–"
-    text = _number(mean, metric)
+    text = number_text(mean, metric)
     if np.isfinite(std) and not brief:
-        text += f" ± {_number(std, metric)}"
+        text += f" ± {number_text(std, metric)}"
     number = row["n_hd"] if metric in (*DISTANCES["mm"], *DISTANCES["voxels"]) else row["n"]
     if metric == "volume_error":
         number = row["n_volume"]
@@ -261,11 +275,12 @@ def _mean(row: Mapping[str, float], metric: str, brief: bool) -> str:
 
 def _interval(row: Mapping[str, float], metric: str) -> str:
     low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    return f"[{_number(low, metric)}, {_number(high, metric)}]" if np.isfinite(low) else ""
+    return f"[{number_text(low, metric)}, {number_text(high, metric)}]" if np.isfinite(low) else ""
 
 
-def _number(value: float, metric: str) -> str:
+def number_text(value: float, metric: str) -> str:
     """A value of a metric; the relative volume error in %."""
     if not np.isfinite(value):
         return "–"
-    return f"{100 * value if metric == 'volume_error' else value:.{_DIGITS.get(metric, 1)}f}"
+    text = f"{100 * value if metric == 'volume_error' else value:.{_DIGITS.get(metric, 1)}f}"
+    return text if float(text) else text.lstrip("-")

@@ -28,12 +28,12 @@ class SignedRank:
     Attributes:
         p: Two-sided; NaN where there are fewer than `MIN_CASES` pairs.
         method: "exact", "normal" (approximation), or "none" where p is NaN.
-        num_zeros: How many differences are 0.
+        rank_sum: Sum of the ranks of the positive differences less that of the negative ones: which way they go.
     """
 
     p: float
     method: str
-    num_zeros: int
+    rank_sum: float
 
 
 def resampled_means(values: np.ndarray) -> np.ndarray:
@@ -125,20 +125,20 @@ def signed_rank(differences: Sequence[float]) -> SignedRank:
 
     Example:
         >>> signed_rank([1, 2, 3, 4, 5, 6])  # all of one sign: 2 of 64 ways
-        SignedRank(p=0.03125, method='exact', num_zeros=0)
+        SignedRank(p=0.03125, method='exact', rank_sum=21.0)
         >>> signed_rank([0, 0, 0, 0, 0, 0]).p
         1.0
     """
     values = np.asarray(differences, dtype=np.float64)
-    zeros = int(np.count_nonzero(values == 0))
+    rank_sum = float(np.sign(values) @ stats.rankdata(np.abs(values)))
     if len(values) < MIN_CASES:
-        return SignedRank(math.nan, "none", zeros)
-    if zeros == len(values):
-        return SignedRank(1.0, "exact", zeros)
+        return SignedRank(math.nan, "none", rank_sum)
+    if not values.any():
+        return SignedRank(1.0, "exact", rank_sum)
     if len(values) <= MAX_EXACT:
-        return SignedRank(_exact_p(values), "exact", zeros)
+        return SignedRank(_exact_p(values), "exact", rank_sum)
     p = stats.wilcoxon(values, zero_method="pratt", method="asymptotic").pvalue
-    return SignedRank(float(p), "normal", zeros)
+    return SignedRank(float(p), "normal", rank_sum)
 
 
 def _exact_p(differences: np.ndarray) -> float:

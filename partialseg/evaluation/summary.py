@@ -55,9 +55,9 @@ def organ_table(scores: pd.DataFrame) -> pd.DataFrame:
         [['liver', 2, 0.45, 1, 8.0, 1], ['all', 2, 0.45, 1, 8.0, 1]]
     """
     definition, tolerances = check_settings(scores)
-    _check_rows(scores)
+    check_rows(scores)
     metrics = [metric for metric in METRICS if metric in scores.columns]
-    cells = _cells(scores)
+    cells = table_cells(scores)
     rows = [
         {"organ": organ, "dataset": dataset, **_summary(scores[_of(scores, organ, dataset)], metrics)}
         for organ, dataset in cells
@@ -100,7 +100,7 @@ def compare(networks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     together = pd.concat(networks.values(), ignore_index=True)
     definition, tolerances = check_settings(together)
     shared = _shared_cases(networks.values())
-    result = pd.DataFrame([*_cells(together), (ALL, "")], columns=["organ", "dataset"])
+    result = pd.DataFrame([*table_cells(together), (ALL, "")], columns=["organ", "dataset"])
     for name, scores in networks.items():
         keys = pd.MultiIndex.from_frame(scores[["organ", "dataset", "case"]])
         table = organ_table(scores[keys.isin(shared)])[["organ", "dataset", *COMPARED]]
@@ -154,7 +154,7 @@ def _tolerance_column(table: pd.DataFrame, tolerances: Mapping[str, float]) -> l
     return [tolerances.get(organ, of_all) for organ in table["organ"]]
 
 
-def _check_rows(scores: pd.DataFrame) -> None:
+def check_rows(scores: pd.DataFrame) -> None:
     """No case may count twice, and voxels must be there for all scores or for none."""
     twice = scores[scores.duplicated(["dataset", "case", "organ"])]
     if len(twice):
@@ -167,7 +167,7 @@ def _check_rows(scores: pd.DataFrame) -> None:
             )
 
 
-def _cells(scores: pd.DataFrame) -> list[tuple[str, str]]:
+def table_cells(scores: pd.DataFrame) -> list[tuple[str, str]]:
     """The pairs of organ and dataset: the paper's organs in its order, then others; datasets as they come."""
     pairs = list(dict.fromkeys(zip(scores["organ"], scores["dataset"], strict=True)))
     organs = [*PAPER_ORGANS, *dict.fromkeys(organ for organ, _ in pairs if organ not in PAPER_ORGANS)]
