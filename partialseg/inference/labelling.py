@@ -29,14 +29,11 @@ class Network(NamedTuple):
     patch_size: tuple[int, int, int]
 
 
-def load_networks(runs: Sequence[Run]) -> list[Network]:
-    """Load the networks of runs that predict together, such as those of the folds of a cross-validation.
-
-    Args:
-        runs: Runs of the same classes and voxel size; their patch sizes may differ.
+def check_ensemble(runs: Sequence[Run]) -> None:
+    """Check that runs can predict together: the same classes and voxel size; their patch sizes may differ.
 
     Raises:
-        DataError: If a run's classes or voxel size are not those of the first, or it has no trained network.
+        DataError: If a run's classes or voxel size are not those of the first.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -50,6 +47,15 @@ def load_networks(runs: Sequence[Run]) -> list[Network]:
                     f"its {what} {_listed(found)} differ from {_listed(expected)} of {first.folder}",
                     "predict with each by itself, or give runs that were trained on the same prepared data",
                 )
+
+
+def load_networks(runs: Sequence[Run]) -> list[Network]:
+    """Load the networks of runs that predict together, such as those of the folds of a cross-validation.
+
+    Raises:
+        DataError: As for `check_ensemble`; and if a run has no trained network.
+    """
+    check_ensemble(runs)
     return [Network(run.load_model(), run.patch_size) for run in runs]
 
 

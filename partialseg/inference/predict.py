@@ -12,7 +12,13 @@ from partialseg.data.raw_files import content_hash
 from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
 from partialseg.inference.dicom_seg import read_source_series
-from partialseg.inference.labelling import Network, label_scan, load_networks, trained_mirror_axes
+from partialseg.inference.labelling import (
+    Network,
+    check_ensemble,
+    label_scan,
+    load_networks,
+    trained_mirror_axes,
+)
 from partialseg.inference.plausibility import PredictionWarning
 from partialseg.inference.prediction_files import Origin, Outputs, is_there, write_prediction
 from partialseg.inference.scans import Scan, list_scans, stem
@@ -85,6 +91,7 @@ def predict(
     if split is not None and card is None:
         raise ValueError(f"split {split!r} needs a card, which says what cases belong to it")
     runs = [one if isinstance(one, Run) else read_run(one) for one in (run, *ensemble)]
+    check_ensemble(runs)
     mirror_axes = trained_mirror_axes(runs) if mirror else ()
     settings, outputs = (
         WindowSettings(overlap, batch_size, mirror_axes, skip_outside_body),

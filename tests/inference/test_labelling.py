@@ -10,7 +10,7 @@ import pytest
 from partialseg.data.augmentation.config import AugmentationConfig
 from partialseg.data.volumes import Source, Volume
 from partialseg.errors import DataError
-from partialseg.inference.labelling import Network, label_scan, load_networks, trained_mirror_axes
+from partialseg.inference.labelling import Network, check_ensemble, label_scan, trained_mirror_axes
 from partialseg.inference.predict import predict_scan
 from partialseg.models.sliding_window import WindowSettings
 from partialseg.training.config import TrainingConfig
@@ -181,9 +181,9 @@ def test_runs_that_do_not_fit_together_are_refused(tmp_path):
     other = Run(tmp_path / "b", first.config, CLASSES[:2], SPACING_MM, {})
     coarser = Run(tmp_path / "c", first.config, CLASSES, (5.0, 2.0, 2.0), {})
     with pytest.raises(DataError, match=r"b: its classes \(background, left_kidney\) differ from"):
-        load_networks([first, other])
+        check_ensemble([first, other])
     with pytest.raises(DataError, match=r"c: its voxel size \(5.0, 2.0, 2.0\) differ"):
-        load_networks([first, coarser])
+        check_ensemble([first, coarser])
 
 
 def test_windows_are_mirrored_as_patches_were_in_training(tmp_path):
