@@ -1,20 +1,126 @@
-"""Add windows of logits to their weighted sum, and turn sums into probabilities: loops compiled by Numba.
+"""Blend windows of logits into planes, and turn planes into probabilities: loops compiled by Numba.
 
-A sum is float32 `(planes, height, width * classes)`: a row is one run of memory, so that adding a window costs
-little more than one pass over its logits. The planes are a ring: plane `z` of the volume lies at `z % planes`.
+They let go of Python's global lock, so that the cores which the network leaves idle meanwhile share the work.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from partialseg.data.augmentation.kernels import compiled
+from partialseg.machine import usable_cores
+
+#: With more threads the memory is the limit.
+MAX_THREADS = 4
+#: Background's logit in a window that is not computed; the other classes have 0.
+CERTAIN = np.float32(20)
+
+
+class BlendedPlanes:
+    """Weighted sums of the logits of windows: as many planes as a window is deep, for one slab after another.
+
+    The planes are a ring: plane `z` of the volume lies at `z % planes`. A row of all classes is one run of memory, so
+    that adding a window costs little more than one pass over its logits.
+
+    Args:
+        shape: `(depth of a window, height, width)` of the sums.
+        num_classes: Background included.
+        patch_size: `(depth, height, width)` of a window.
+        mirrored_classes: Which class each class is in a mirrored window; None: itself.
+
+    Example:
+        >>> sums = BlendedPlanes((2, 3, 4), 2, (2, 3, 4))
+        >>> ones = [np.ones(size, np.float32) for size in (2, 3, 4)]
+        >>> sums.add(np.full((2, 3, 4, 2), 0.5, np.float32), (5, 0, 0), ones)
+        >>> sums.plane(6).sum(), sums.plane(6).shape
+        (12.0, (3, 4, 2))
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        patch_size: tuple[int, int, int],
+        mirrored_classes: Sequence[int] | None = None,
+    ) -> None:
+        self.num_classes = num_classes
+        depth, height, width = shape
+        # np.zeros would come in small pages, which take longer than the blending of some windows.
+        self._sums = np.empty((depth, height, width * num_classes), np.float32)
+        self._sums.fill(0)
+        classes = np.arange(num_classes) if mirrored_classes is None else np.asarray(mirrored_classes)
+        #: For each logit of a window's row its place in the row of a mirrored window.
+        self._mirrored_row = (np.arange(patch_size[2])[::-1, np.newaxis] * num_classes + classes).ravel()
+        self._threads = min(MAX_THREADS, usable_cores())
+        self._pool = ThreadPoolExecutor(self._threads)
+
+    def add(
+        self,
+        logits: np.ndarray,
+        start: tuple[int, int, int],
+        weights: Sequence[np.ndarray],
+        mirrored: tuple[bool, bool, bool] = (False, False, False),
+    ) -> None:
+        """Add a window, times the product of the weights along its axes.
+
+        Args:
+            logits: float32 `(depth, height, width, classes)`, as the network gave them.
+            start: First voxel `(z, y, x)` of the window in the volume.
+            weights: float32, one array for each axis.
+            mirrored: Whether the network saw the window mirrored along `(z, y, x)`; it is mirrored back here.
+        """
+        rows = logits.reshape(*logits.shape[:2], -1)
+        depth, height, width = weights
+        where = (start[0], start[1], start[2] * self.num_classes)
+        row_weights = np.repeat(width, self.num_classes)
+        ends = [len(rows) * part // self._threads for part in range(self._threads + 1)]
+        tasks = [
+            self._pool.submit(
+                _add_window,
+                self._sums,
+                rows,
+                part,
+                where,
+                depth,
+                height,
+                row_weights,
+                mirrored,
+                self._mirrored_row,
+            )
+            for part in itertools.pairwise(ends)
+        ]
+        for task in tasks:
+            task.result()
+
+    def add_background(self, start: tuple[int, int, int], weights: Sequence[np.ndarray]) -> None:
+        """Add a window that is background for certain."""
+        where = (start[0], start[1], start[2] * self.num_classes)
+        _add_background(self._sums, where, *weights, self.num_classes)
+
+    def plane(self, index: int) -> np.ndarray:
+        """The sums of a plane of the volume, float32 `(height, width, classes)`: a view."""
+        plane = self._sums[index % len(self._sums)]
+        return plane.reshape(len(plane), -1, self.num_classes)
+
+    def clear(self, planes: range) -> None:
+        """Make room for planes that come later."""
+        for index in planes:
+            self._sums[index % len(self._sums)] = 0
+
+    def softmax(self, planes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> None:
+        """Write the probabilities of some planes; see `softmax`."""
+        list(self._pool.map(softmax, planes, probabilities))
 
 
 @compiled
-def add_window(
+def _add_window(
     total: np.ndarray,
     logits: np.ndarray,
+    planes: tuple[int, int],
     start: tuple[int, int, int],
     depth_weights: np.ndarray,
     height_weights: np.ndarray,
@@ -22,20 +128,9 @@ def add_window(
     mirrored: tuple[bool, bool, bool],
     source: np.ndarray,
 ) -> None:
-    """Add the logits of a window, times the product of the weights along its axes.
-
-    Args:
-        total: The sum, written to.
-        logits: float32 `(depth, height, width * classes)`, as the network gave them.
-        start: Plane and row of the window's first voxel in the volume, and the place in the row of its first logit.
-        depth_weights: float32, one for each plane.
-        height_weights: float32, one for each row.
-        row_weights: float32, one for each logit of a row.
-        mirrored: Whether the network saw the window mirrored along `(z, y, x)`; it is mirrored back here.
-        source: Whole numbers: for each logit of a row its place in a row that is mirrored along x.
-    """
+    """Add some planes of a window of logits `(depth, height, width * classes)`; `start[2]` counts logits too."""
     depth, height, length = logits.shape
-    for z in range(depth):
+    for z in range(planes[0], planes[1]):
         plane = total[(start[0] + z) % total.shape[0]]
         for y in range(height):
             weight = depth_weights[z] * height_weights[y]
@@ -50,30 +145,18 @@ def add_window(
 
 
 @compiled
-def add_background(
+def _add_background(
     total: np.ndarray,
-    logit: float,
     start: tuple[int, int, int],
     depth_weights: np.ndarray,
     height_weights: np.ndarray,
     width_weights: np.ndarray,
     num_classes: int,
 ) -> None:
-    """Add a window whose background has a logit and whose other classes have 0.
-
-    Args:
-        total: The sum, written to.
-        logit: The logit of background.
-        start: As for `add_window`.
-        depth_weights: float32, one for each plane.
-        height_weights: float32, one for each row.
-        width_weights: float32, one for each voxel of a row.
-        num_classes: Background included.
-    """
     for z in range(len(depth_weights)):
         plane = total[(start[0] + z) % total.shape[0]]
         for y in range(len(height_weights)):
-            weight = np.float32(logit) * depth_weights[z] * height_weights[y]
+            weight = CERTAIN * depth_weights[z] * height_weights[y]
             target = plane[start[1] + y]
             for x in range(len(width_weights)):
                 target[start[2] + x * num_classes] += weight * width_weights[x]

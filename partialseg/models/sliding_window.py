@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from partialseg.models.blending import add_background, add_window, softmax
+from partialseg.models.blending import BlendedPlanes
 from partialseg.models.forward import forward_pass
 
 #: What lies outside the field of view, in HU.
 AIR = -1024.0
 #: Axes of a volume, in order.
 AXES = ("z", "y", "x")
-#: Background's logit in a window that is not computed; the other classes have 0.
-CERTAIN = 20.0
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,10 @@ def predict_volume(
     settings = WindowSettings(overlap, batch_size, tuple(mirror_axes))
     windows = SlidingWindow(model, volume, patch_size, settings, mirrored_classes)
     probabilities = None
-    for index, logits in enumerate(windows.logits(progress)):
+    for first, planes, sums in windows.slabs(progress):
         if probabilities is None:
-            probabilities = np.empty((len(volume), *logits.shape), np.float32)
-        softmax(logits, probabilities[index])
+            probabilities = np.empty((len(volume), *planes[0].shape), np.float32)
+        sums.softmax(planes, probabilities[first:])
     return probabilities
 
 
@@ -195,88 +193,70 @@ class SlidingWindow:
         Yields:
             float32 `(height, width, classes)`; the array is the caller's.
         """
-        for logits in self.logits(progress):
-            yield softmax(logits, np.empty(logits.shape, np.float32))
+        for _, planes, sums in self.slabs(progress):
+            probabilities = [np.empty(plane.shape, np.float32) for plane in planes]
+            sums.softmax(planes, probabilities)
+            yield from probabilities
 
     def logits(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
         """Predict, and give the blended logits of each plane in turn: as `planes`, without the softmax.
 
         Yields:
-            float32 `(height, width, classes)`: a view that is overwritten when the next plane is asked for.
+            float32 `(height, width, classes)`: a view, overwritten once planes of a later slab are asked for.
         """
-        total, done = None, 0
-        depth_starts = self._starts[0]
+        for _, planes, _ in self.slabs(progress):
+            yield from planes
+
+    def slabs(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[int, list[np.ndarray], BlendedPlanes]]:
+        """Predict, and give the planes that are finished together.
+
+        Yields:
+            The first plane's index; the blended logits of each, float32 `(height, width, classes)`, views that are
+            overwritten when the next slab is asked for; and the sums, which turn them into probabilities.
+        """
+        sums, done = None, 0
+        depth_starts, (depth, height, width) = self._starts[0], self._inside
         for slab, start in enumerate(depth_starts):
             windows = [window for window in self._wanted if window[0] == slab]
             wanted = [window for window in windows if self._wanted[window]]
             for first in range(0, len(wanted), self.settings.batch_size):
                 batch = wanted[first : first + self.settings.batch_size]
-                total = self._add(batch, total)
+                sums = self._add(batch, sums)
                 done += len(batch)
                 if progress:
                     progress(done, self.num_windows)
-            if total is None:
-                total = self._empty(self.num_classes)
+            sums = sums or self._sums(self.num_classes)
             for window in windows:
                 if not self._wanted[window]:
-                    self._add_background(window, total)
+                    sums.add_background(self._start_of(window), self._weights_of(window))
             stop = depth_starts[slab + 1] if slab + 1 < len(depth_starts) else len(self._volume)
-            yield from self._finished(total, range(start, stop))
+            inside = range(max(start, depth.start), min(stop, depth.stop))
+            if inside:
+                yield inside[0] - depth.start, [sums.plane(index)[height, width] for index in inside], sums
+            sums.clear(range(start, stop))
 
-    def _add(self, batch: Sequence[tuple[int, ...]], total: np.ndarray | None) -> np.ndarray:
-        """Predict a batch of windows, and add what comes out to the sum."""
+    def _add(self, batch: Sequence[tuple[int, ...]], sums: BlendedPlanes | None) -> BlendedPlanes:
+        """Predict a batch of windows, and add what comes out to the sums."""
         patches = np.stack([self._patch(window) for window in batch])[..., np.newaxis]
         flips = self.settings.flips
         for flip in flips:
             axes = [axis for axis, mirrored in enumerate(flip, start=1) if mirrored]
             logits = self._forward(np.ascontiguousarray(np.flip(patches, axes)) if axes else patches)
-            if total is None:
-                total = self._empty(self._check_classes(logits.shape[-1]))
+            sums = sums or self._sums(logits.shape[-1])
             for window, values in zip(batch, logits, strict=True):
-                depth, height, width = self._weights_of(window)
-                add_window(
-                    total,
-                    values.reshape(*values.shape[:2], -1),
-                    self._place(window),
-                    depth / np.float32(len(flips)),
-                    height,
-                    np.repeat(width, self.num_classes),
-                    flip,
-                    self._mirrored_row(),
-                )
-        return total
+                depth, *others = self._weights_of(window)
+                sums.add(values, self._start_of(window), [depth / np.float32(len(flips)), *others], flip)
+        return sums
 
-    def _add_background(self, window: tuple[int, ...], total: np.ndarray) -> None:
-        add_background(total, CERTAIN, self._place(window), *self._weights_of(window), self.num_classes)
-
-    def _finished(self, total: np.ndarray, planes: range) -> Iterator[np.ndarray]:
-        """Take planes out of the ring, and make room for new ones."""
-        depth, height, width = self._inside
-        for index in planes:
-            plane = total[index % len(total)]
-            if depth.start <= index < depth.stop:
-                yield plane.reshape(len(plane), -1, self.num_classes)[height, width]
-            plane[...] = 0
-
-    def _empty(self, num_classes: int) -> np.ndarray:
-        _, height, width = self._volume.shape
-        total = np.empty((self.patch_size[0], height, width * num_classes), np.float32)
-        total.fill(
-            0
-        )  # np.zeros would come in small pages, which take longer than the blending of a few windows
-        return total
-
-    def _check_classes(self, found: int) -> int:
-        if self.num_classes not in (None, found):
-            raise ValueError(f"the network gives {found} classes, expected {self.num_classes}")
-        self.num_classes = found
-        return found
-
-    def _mirrored_row(self) -> np.ndarray:
-        """For each voxel and class of a window's row its place in the row of the mirrored window."""
-        classes = np.arange(self.num_classes) if self._mirrored_classes is None else self._mirrored_classes
-        voxels = np.arange(self.patch_size[2])[::-1, np.newaxis]
-        return (voxels * self.num_classes + np.asarray(classes)).ravel()
+    def _sums(self, num_classes: int) -> BlendedPlanes:
+        """Sums of no window yet, for as many classes as the network has."""
+        if self.num_classes not in (None, num_classes):
+            raise ValueError(f"the network gives {num_classes} classes, expected {self.num_classes}")
+        self.num_classes = num_classes
+        shape = (self.patch_size[0], *self._volume.shape[1:])
+        return BlendedPlanes(shape, num_classes, self.patch_size, self._mirrored_classes)
 
     def _box(self, window: tuple[int, ...]) -> tuple[slice, ...]:
         """The part of the volume that a window covers."""
@@ -288,13 +268,13 @@ class SlidingWindow:
         return tuple(box)
 
     def _patch(self, window: tuple[int, ...]) -> np.ndarray:
-        starts = (self._starts[axis][index] for axis, index in enumerate(window))
-        box = tuple(slice(start, start + size) for start, size in zip(starts, self.patch_size, strict=True))
+        starts = zip(self._start_of(window), self.patch_size, strict=True)
+        box = tuple(slice(start, start + size) for start, size in starts)
         return self._volume[box].astype(np.float32, copy=False)
 
-    def _place(self, window: tuple[int, ...]) -> tuple[int, int, int]:
+    def _start_of(self, window: tuple[int, ...]) -> tuple[int, int, int]:
         z, y, x = (self._starts[axis][index] for axis, index in enumerate(window))
-        return z, y, x * self.num_classes
+        return z, y, x
 
     def _weights_of(self, window: tuple[int, ...]) -> list[np.ndarray]:
         return [self._weights[axis][index] for axis, index in enumerate(window)]
