@@ -74,6 +74,13 @@ def predict(
             help="Apply RUN/postprocessing.yaml, which `partialseg postprocess` writes. Without, nothing is done.",
         ),
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Write DIR/<case>_probabilities/<organ>.nii.gz too, 0 to 1 in steps of 1/255.",
+        ),
+    ] = False,
     dicom_seg: Annotated[
         bool,
         typer.Option(
@@ -108,6 +115,7 @@ def predict(
     outputs = Outputs(
         organs=_organs(organs, trained.classes[1:]),
         rules=read_choice(trained).rules if postprocess else None,
+        probabilities=probabilities,
         dicom_seg=dicom_seg,
     )
     result = run_predict(

@@ -189,19 +189,41 @@ def write_label_map(path: str | Path, labels: np.ndarray, like: Volume) -> None:
         labels: uint8 or int16 whole numbers, `(z, y, x)`, same shape as `like.array`.
         like: The volume whose geometry to take.
     """
-    array = to_source_axes(labels, like)
-    header = like.source.header
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(array, like.source.affine, header, dtype=array.dtype)
-    if header is None:
-        for set_form in (image.set_sform, image.set_qform):
-            set_form(like.source.affine, "scanner")
+    image = _image_like(labels, like)
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"], image.header["cal_max"] = 0, 0
     image.header["descrip"] = b"partialseg label map"
-    image.header.extensions.clear()  # they may hold what DICOM said about the patient
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
+
+
+def write_probability_map(path: str | Path, numbers: np.ndarray, full: int, like: Volume) -> None:
+    """Write probabilities in the geometry of the file that `like` was read from; see `write_label_map`.
+
+    Args:
+        path: A `.nii.gz` or `.nii` file; written atomically.
+        numbers: uint8 whole numbers, `(z, y, x)`, same shape as `like.array`.
+        full: The number that stands for a probability of 1; the header has the scale.
+        like: The volume whose geometry to take.
+    """
+    image = _image_like(numbers, like)
+    image.header.set_slope_inter(1 / full, 0)
+    image.header["cal_min"], image.header["cal_max"] = 0, 1
+    image.header["descrip"] = b"partialseg probability map"
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _image_like(array: np.ndarray, like: Volume) -> nib.Nifti1Image:
+    """An image in the axes and with the geometry of another's file."""
+    header = like.source.header
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(to_source_axes(array, like), like.source.affine, header, dtype=array.dtype)
+    if header is None:
+        for set_form in (image.set_sform, image.set_qform):
+            set_form(like.source.affine, "scanner")
+    image.header.extensions.clear()  # they may hold what DICOM said about the patient
+    return image
 
 
 def _read_file(path: Path, what: str, limits: Limits) -> StoredVoxels:

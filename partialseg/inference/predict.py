@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from partialseg.inference.labelling import (
 )
 from partialseg.inference.plausibility import PredictionWarning
 from partialseg.inference.prediction_files import Origin, Outputs, is_there, write_prediction
+from partialseg.inference.probability_maps import probability_maps
 from partialseg.inference.scans import Scan, list_scans, stem
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
@@ -205,7 +207,7 @@ def _predict_scan(
     source = read_source_series(scan.path, scan.series) if outputs.dicom_seg else None
     made_of = origin.marks(scan.sources)
     volume = read_image(scan.path, scan.series)
-    labels = label_scan(networks, volume, runs[0].spacing_mm, runs[0].classes, settings, progress)
+    classes = runs[0].classes
     facts = {
         "run": str(runs[0].folder),
         "ensemble": [str(run.folder) for run in runs[1:]],
@@ -218,7 +220,15 @@ def _predict_scan(
         "settings": origin.settings,
         "made_of": made_of,
     }
-    return write_prediction(out, labels, volume, runs[0].classes, outputs, facts, source)
+    with contextlib.ExitStack() as stack:
+        maps = None
+        if outputs.probabilities:
+            maps = stack.enter_context(probability_maps(out, volume, outputs.values(classes)))
+        on_probabilities = None if maps is None else maps.add
+        labels = label_scan(
+            networks, volume, runs[0].spacing_mm, classes, settings, progress, on_probabilities
+        )
+        return write_prediction(out, labels, volume, classes, outputs, facts, source, maps)
 
 
 def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> Origin:

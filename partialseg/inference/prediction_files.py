@@ -2,6 +2,7 @@
 
 OUT/<case>.nii.gz       the label map; written last, so that all the rest is there where it is
 OUT/<case>.json         what was done and found: see docs/prediction.md
+OUT/<case>_probabilities/<organ>.nii.gz    see `partialseg.inference.probability_maps`
 OUT/<case>.seg.dcm      the same as DICOM segmentation, where it is asked for
 
 What is made anew is taken away first, the label map before the rest: whenever a run is killed, a label map is one with
@@ -11,6 +12,7 @@ what lies beside it.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from partialseg.inference.plausibility import (
     scan_warnings,
 )
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
+from partialseg.inference.probability_maps import ProbabilityMaps
 from partialseg.inference.scans import stem
 
 
@@ -44,12 +47,19 @@ class Outputs:
         organs: The organs that are written; None for all. The others are background in the label map, whose values
             stay those of the class list.
         rules: Post-processing of organs; None for none.
+        probabilities: Whether the probability of each organ is written too.
         dicom_seg: Whether a DICOM segmentation is written too; scans must be DICOM series then.
     """
 
     organs: tuple[str, ...] | None = None
     rules: Mapping[str, OrganRules] | None = None
+    probabilities: bool = False
     dicom_seg: bool = False
+
+    def values(self, classes: Sequence[str]) -> dict[str, int]:
+        """The class index of each organ that is written."""
+        wanted = classes[1:] if self.organs is None else self.organs
+        return {organ: value for value, organ in enumerate(classes) if value and organ in wanted}
 
     def as_json(self) -> dict[str, Any]:
         """The settings, as a sidecar holds them."""
@@ -59,6 +69,7 @@ class Outputs:
             "postprocessing": None
             if rules is None
             else {organ: rule.model_dump(exclude_defaults=True) for organ, rule in rules.items()},
+            "probabilities": self.probabilities,
             "dicom_seg": self.dicom_seg,
         }
 
@@ -111,6 +122,7 @@ def write_prediction(
     outputs: Outputs,
     facts: Mapping[str, Any],
     source: SourceSeries | None = None,
+    maps: ProbabilityMaps | None = None,
 ) -> dict[str, Any]:
     """Post-process a label map, look at it, and write it with its sidecar.
 
@@ -122,6 +134,7 @@ def write_prediction(
         outputs: What is written.
         facts: What else the sidecar says.
         source: The series of the scan, where a DICOM segmentation is written.
+        maps: The probabilities, where they are written.
 
     Returns:
         The content of the sidecar.
@@ -130,9 +143,8 @@ def write_prediction(
     changes = None
     if outputs.rules is not None:
         labels, changes = postprocess(labels, scan.spacing_mm, classes, outputs.rules, middle)
-    organs = {organ: value for value, organ in enumerate(classes) if value}
+    organs = outputs.values(classes)
     if outputs.organs is not None:
-        organs = {organ: value for organ, value in organs.items() if organ in outputs.organs}
         keep = np.isin(np.arange(len(classes)), list(organs.values()))
         labels = np.where(keep, np.arange(len(classes)), 0).astype(np.uint8)[labels]
     warnings = scan_warnings(scan) + organ_warnings(labels, scan.spacing_mm, organs, middle)
@@ -146,7 +158,7 @@ def write_prediction(
         "postprocessing": None if changes is None else _changes_json(changes, classes, scan.spacing_mm),
     }
     _take_away(out)
-    files = {}
+    files = {} if maps is None else maps.write(_probabilities_path(out))
     if source is not None:
         files |= _write_dicom_seg(out, labels, scan, source, organs, facts, warnings)
     sidecar["warnings"] = [warning._asdict() for warning in warnings]
@@ -222,11 +234,16 @@ def _take_away(label_map: Path) -> None:
     """Remove a prediction that is there, the label map first."""
     label_map.unlink(missing_ok=True)
     _dicom_seg_path(label_map).unlink(missing_ok=True)
+    shutil.rmtree(_probabilities_path(label_map), ignore_errors=True)
     _sidecar_path(label_map).unlink(missing_ok=True)
 
 
 def _dicom_seg_path(label_map: Path) -> Path:
     return label_map.with_name(f"{stem(label_map)}.seg.dcm")
+
+
+def _probabilities_path(label_map: Path) -> Path:
+    return label_map.with_name(f"{stem(label_map)}_probabilities")
 
 
 def _sidecar_path(label_map: Path) -> Path:

@@ -209,3 +209,37 @@ def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_sca
     assert len(predict(run, [folder], out, progress=False, outputs=Outputs(dicom_seg=True)).written) == 1
     assert len(predict(run, [folder], out, progress=False).written) == 1
     assert not (out / "series.seg.dcm").exists()  # it would be of another prediction than the label map
+
+
+def test_probabilities_are_those_of_the_network_in_the_scan_s_own_axes(run, scans, tmp_path, network):
+    array = np.asarray(nib.load(scans / "a.nii.gz").dataobj)
+    affine = np.array([[0, -1.5, 0, 70], [0, 0, -1.5, -31], [-3.0, 0, 0, 900], [0, 0, 0, 1]])
+    turned = np.ascontiguousarray(array.transpose(2, 0, 1))  # slices first
+    nib.save(nib.Nifti1Image(turned, affine), tmp_path / "turned.nii.gz")
+    out, outputs = tmp_path / "out", Outputs(organs=("liver", "spleen"), probabilities=True)
+    predict(run, [tmp_path / "turned.nii.gz"], out, progress=False, outputs=outputs)
+    folder = out / "turned_probabilities"
+    assert sorted(path.name for path in folder.iterdir()) == ["liver.nii.gz", "spleen.nii.gz"]
+    hu = turned.astype(float)
+    logits = np.stack([0 * hu, hu - 100, 2 * hu - 400])
+    expected = np.exp(logits - logits.max(axis=0))
+    expected /= expected.sum(axis=0)
+    for value, organ in ((1, "liver"), (2, "spleen")):
+        found = nib.load(folder / f"{organ}.nii.gz")
+        np.testing.assert_allclose(found.get_fdata(), expected[value], atol=1 / 255)
+        np.testing.assert_array_equal(found.affine, affine)
+        assert found.get_data_dtype() == np.uint8
+        assert f"turned_probabilities/{organ}.nii.gz" in sidecar(out, "turned")["files"]
+    assert not list(out.glob(".*"))
+    (folder / "liver.nii.gz").unlink()
+    arguments = {"progress": False, "outputs": outputs}
+    assert len(predict(run, [tmp_path / "turned.nii.gz"], out, **arguments).written) == 1
+    predict(run, [tmp_path / "turned.nii.gz"], out, progress=False)
+    assert not folder.exists()
+
+
+def test_a_stop_while_probabilities_come_in_leaves_nothing(run, scans, tmp_path, network):
+    network.stop_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        go(run, scans, tmp_path / "out", outputs=Outputs(probabilities=True))
+    assert list((tmp_path / "out").iterdir()) == []
