@@ -148,6 +148,15 @@ def prediction_classes(path: Path) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
 
+def written_organs(path: Path) -> tuple[str, ...]:
+    """The organs that were written to a predicted label map: some of its classes, or all but background."""
+    classes = prediction_classes(path)
+    sidecar = path.with_name(_stem(path) + ".json")
+    content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    organs = content.get("organs", classes[1:])
+    return tuple(organ for organ in classes[1:] if organ in organs)
+
+
 def read_truth(
     case: RawCase, card: Card, classes: Sequence[str]
 ) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
@@ -250,10 +259,13 @@ def _score_case(
     _check_same_grid(path, prediction, case, raw)
     table = prepared_values(card, classes)
     annotated = card.annotated_in(case.name)
-    organs = {organ: classes.index(organ) for organ in annotated if organ in classes}
+    written = written_organs(path)
+    organs = {organ: classes.index(organ) for organ in annotated if organ in written}
     who = f"{card.name}, {case.name}"
     said = [f"{who}: {note}" for note in notes]
-    lacking = [organ for organ in annotated if organ not in organs]
+    if left_out := [organ for organ in annotated if organ in classes and organ not in written]:
+        said.append(f"{who}: not scored, since they were not written (--organs): {', '.join(left_out)}")
+    lacking = [organ for organ in annotated if organ not in classes]
     if lacking:
         said.append(f"{who}: not scored, since the network has no such class: {', '.join(lacking)}")
     ignore = {}

@@ -68,6 +68,16 @@ def test_an_organ_that_the_dataset_does_not_annotate_has_no_row(liver_truth):
     assert result.scores["dice"].item() == 1
 
 
+def test_an_organ_that_was_not_written_is_not_scored_as_missed(liver_truth):
+    said = {"classes": CLASSES, "organs": ["spleen"]}
+    empty = box(0, 0, 0, size=0)
+    save(liver_truth / "predictions/liver_0.nii.gz", empty)
+    (liver_truth / "predictions/liver_0.json").write_text(json.dumps(said))
+    result = run(liver_truth)
+    assert not len(result.scores)
+    assert "not scored, since they were not written (--organs): liver" in result.notes[0]
+
+
 def test_distances_are_in_mm_of_the_scan(liver_truth):
     result = run(liver_truth, liver_1=box(5, 5, 3))  # one slice of 5 mm too high
     assert result.scores["hd_mm"].item() == 5
