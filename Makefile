@@ -48,9 +48,11 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The .py files are the source; this makes the .ipynb files from them and runs them.
+# The .py files are the source; this makes the .ipynb files from them and runs them. The state of widgets, which holds all
+# of their JavaScript and their volumes, is not kept.
 notebooks: venv
 	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
+	$(BIN)/jupytext --quiet --update-metadata '{"widgets": null}' notebooks/*.ipynb
 
 clean:
 	rm -rf .venv demo build *.egg-info
