@@ -84,14 +84,14 @@ def score(
     spacing = _checked(prediction, truth, spacing_mm, organs, hd95)
     tolerances = _tolerances(nsd_tolerance_mm, organs)
     ignored = _ignored(ignore, organs, truth.shape)
-    largest = max(organs.values(), default=0)
-    labels = [_as_loops_read_it(label, largest) for label in (prediction, truth)]
-    boxes = [organ_boxes(label, largest) for label in labels]
+    small = _small_values(organs)
+    labels = [_as_loops_read_it(label, small) for label in (prediction, truth)]
+    boxes = [organ_boxes(label, max(small.values(), default=0)) for label in labels]
     result = {}
     for organ, value in organs.items():
-        ends = [box[value] for box in boxes]
+        ends = [box[small[value]] for box in boxes]
         box = np.stack([np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])])
-        pair = _Pair(*labels, int(value), box)
+        pair = _Pair(*labels, small[value], box)
         result[organ] = (
             _score_organ(pair, ignored.get(organ), spacing, hd95, tolerances[organ])
             if box[1].all()
@@ -164,15 +164,29 @@ def _with_three_axes(array: np.ndarray) -> np.ndarray:
     return array.reshape((1,) * (3 - array.ndim) + array.shape)
 
 
-def _as_loops_read_it(label: np.ndarray, largest: int) -> np.ndarray:
-    """Three axes, C order, writable, uint8 if that will do: loops are compiled anew for every other kind.
+def _small_values(organs: Mapping[str, int]) -> dict[int, int]:
+    """What each value becomes in a label map of uint8: itself, if all of them fit."""
+    values = sorted({int(value) for value in organs.values()})
+    if not values or values[-1] < 256:
+        return {value: value for value in values}
+    if len(values) > 255:
+        raise ValueError(f"the organs have {len(values)} values, expected 255 at most: score them in parts")
+    return {value: number for number, value in enumerate(values, 1)}
 
-    Values that the dtype cannot hold become background: no organ has them.
+
+def _as_loops_read_it(label: np.ndarray, small: Mapping[int, int]) -> np.ndarray:
+    """Three axes, uint8, C order, writable: compiled loops are compiled anew for every other kind.
+
+    Values that no organ has become background where they do not fit.
     """
-    dtype = np.dtype(np.uint8 if largest < 256 else np.int64)
-    if label.dtype != dtype:
-        cast = label.astype(dtype)
-        cast[(cast != label) | (cast < 0)] = 0
+    if any(value != number for value, number in small.items()):
+        renumbered = np.zeros(label.shape, np.uint8)
+        for value, number in small.items():
+            renumbered[label == value] = number
+        label = renumbered
+    elif label.dtype != np.uint8:
+        cast = label.astype(np.uint8)
+        cast[cast != label] = 0
         label = cast
     return np.require(_with_three_axes(label), requirements=("C", "W"))
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from partialseg.evaluation import score
 from partialseg.evaluation.distances import HD95_DEFINITIONS
+from partialseg.evaluation.surface_area import element_areas
 
 LIVER = {"liver": 1}
 
@@ -97,6 +99,110 @@ def test_distances_equal_brute_force_on_random_masks(density):
         assert result["hd95_mm"] == pytest.approx(max(np.percentile(d, 95) for d in expected))
 
 
+def by_area(first, second, spacing_mm):
+    """Nikolov et al.'s distances, looking at every pair of corners: distance and area, there and back."""
+    areas = element_areas(spacing_mm)
+
+    def corners(mask):
+        padded, found = np.pad(mask, 1), []
+        for index in np.ndindex(*(size + 1 for size in mask.shape)):
+            eight = padded[tuple(slice(i, i + 2) for i in index)].ravel()
+            code = sum(int(voxel) << number for number, voxel in enumerate(eight))
+            if 0 < code < 255:
+                found.append((np.multiply(index, spacing_mm), areas[code]))
+        return [np.array(part) for part in zip(*found, strict=True)]
+
+    (a, area_a), (b, area_b) = corners(first), corners(second)
+    distances = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    return (distances.min(axis=1), area_a), (distances.min(axis=0), area_b)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.8])
+def test_distances_weighted_by_area_equal_brute_force_on_random_masks(density):
+    random, spacing = np.random.default_rng(int(1000 * density)), (4.0, 0.7, 0.9)
+    first, second = random.random((2, 5, 7, 6)) < density
+    first[random.integers(5), 0, 5] = second[random.integers(5), 6, 2] = True
+    both = by_area(first, second, spacing)
+    distance, area = (np.concatenate(part) for part in zip(*both, strict=True))
+    result = score(first, second, spacing, LIVER, hd95="area_weighted", nsd_tolerance_mm=1.0)["liver"]
+    assert result["hd_mm"] == pytest.approx(distance.max())
+    assert result["assd_mm"] == pytest.approx((distance * area).sum() / area.sum())
+    assert result["nsd"] == pytest.approx(area[distance <= 1.0].sum() / area.sum())
+    for directed, weights in both:  # at least 95% of the area lies within HD95
+        assert weights[directed <= result["hd95_mm"] + 1e-9].sum() >= (0.95 - 1e-9) * weights.sum()
+    assert any(
+        weights[directed < result["hd95_mm"] - 1e-9].sum() < 0.95 * weights.sum()
+        for directed, weights in both
+    )
+
+
+#: Of the masks below, on 3 x 1.7 x 0.9 mm, at 2 mm: MONAI 1.6.1, MedPy 0.5.2, surface-distance 0.1.
+PEERS = {
+    "directed_max": {"hd_mm": 6.8, "hd95_mm": 3.5637059, "assd_mm": 1.65960585, "nsd": 0.70384830},
+    "pooled": {"hd_mm": 6.8, "hd95_mm": 3.53574302, "assd_mm": 1.65960585, "nsd": 0.70384830},
+    "area_weighted": {"hd_mm": 6.24259561, "hd95_mm": 3.0, "assd_mm": 0.83693665, "nsd": 0.90150757},
+}
+
+
+@pytest.mark.parametrize("hd95", PEERS)
+def test_each_definition_gives_the_numbers_of_its_peer(hd95):
+    def blobs(seed, share):
+        noise = np.random.default_rng(seed).integers(0, 1000, (14, 17, 20))
+        smooth = sum(np.roll(noise, steps, (0, 1, 2)) for steps in itertools.product((-1, 0, 1), repeat=3))
+        return smooth > np.sort(smooth, axis=None)[int(share * smooth.size)]
+
+    prediction, truth = blobs(1, 0.8), blobs(2, 0.85)
+    prediction[3:9, 4:11, 5:14] = truth[4:9, 4:12, 4:13] = True
+    result = score(prediction, truth, (3.0, 1.7, 0.9), LIVER, hd95=hd95)["liver"]
+    assert (prediction.sum(), truth.sum()) == (1232, 992)
+    assert result["dice"] == pytest.approx(0.38848921)
+    assert {name: result[name] for name in PEERS[hd95]} == pytest.approx(PEERS[hd95], abs=1e-6)
+
+
+@pytest.mark.parametrize("hd95", PEERS)
+def test_balls_have_the_distance_of_their_surfaces_by_every_definition(hd95):
+    spacing = (2.0, 1.0, 1.0)
+    result = score(ball(30, spacing), ball(20, spacing), spacing, LIVER, hd95)["liver"]
+    assert result["hd_mm"] == pytest.approx(10, abs=1.5)
+    assert result["hd95_mm"] == pytest.approx(10, abs=1.0)
+    assert result["assd_mm"] == pytest.approx(10, abs=1.0)
+    assert result["volume_error"] == pytest.approx((30 / 20) ** 3 - 1, rel=0.02)
+
+
+def test_the_kind_and_order_of_the_arrays_make_no_difference():
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 3, (2, 6, 7, 8)).astype(np.uint8)
+    organs, spacing = {"liver": 1, "spleen": 2}, (3.0, 1.5, 1.0)
+    expected = score(first, second, spacing, organs)
+    frozen = second.copy()
+    frozen.flags.writeable = False
+    assert score(np.asfortranarray(first), frozen, spacing, organs) == expected
+    assert score(first.astype(np.int64), second.astype(">u2"), spacing, organs) == expected
+    far = {
+        organ: 1000 * value for organ, value in organs.items()
+    }  # values beyond 255, as in FreeSurfer's maps
+    assert score(first.astype(np.int16) * 1000, second.astype(np.int32) * 1000, spacing, far) == expected
+    turned = score(first.transpose(2, 0, 1), second.transpose(2, 0, 1), (1.0, 3.0, 1.5), organs)
+    for organ in organs:
+        assert turned[organ] == pytest.approx(expected[organ])
+
+
+def test_values_that_are_no_organs_count_as_background():
+    truth = cube((2, 2, 2), 3).astype(np.int16)
+    prediction = truth.copy()
+    prediction[0, 0, 0], prediction[7, 7, 7], prediction[0, 7, 0] = -1, 257, 255
+    assert score(prediction, truth, (1, 1, 1), LIVER) == score(truth, truth, (1, 1, 1), LIVER)
+
+
+def test_planes_and_lines_are_scored_too():
+    truth, prediction = np.zeros((2, 8, 8), np.uint8)
+    truth[1:7, 1:7], prediction[1:7, 1:8] = 1, 1
+    result = score(prediction, truth, (2.0, 1.5), LIVER)["liver"]
+    assert (result["hd_mm"], result["volume_error_ml"]) == (1.5, pytest.approx(6 * 3 / 1000))
+    assert result["assd_mm"] == pytest.approx(1.5 * (6 + 4) / (22 + 20))  # 6 of 22 there, 4 of 20 back
+    assert score(prediction[3], truth[3], (2.0,), LIVER)["liver"]["hd_mm"] == 2.0
+
+
 def test_exchanging_prediction_and_truth_changes_no_number():
     first, second = np.random.default_rng(1).integers(0, 3, (2, 6, 7, 8)).astype(np.uint8)
     organs, spacing = {"liver": 1, "spleen": 2}, (3.0, 1.5, 1.5)
@@ -181,6 +287,16 @@ def test_the_edge_of_an_ignored_region_makes_no_distance():
         ({"spacing_mm": (1, 1)}, "expected 3 positive sizes"),
         ({"spacing_mm": (1, 1, 0)}, "expected 3 positive sizes"),
         ({"hd95": "mean"}, "'mean', expected one of directed_max, pooled, area_weighted"),
+        (dict.fromkeys(("prediction", "truth"), np.zeros((2, 2, 2, 2), np.uint8)), "4 axes"),
+        (
+            {
+                **dict.fromkeys(("prediction", "truth"), np.ones((2, 2), np.uint8)),
+                "spacing_mm": (1, 1),
+                "hd95": "area_weighted",
+            },
+            "with 3 axes, not 2",
+        ),
+        ({"organs": {str(value): value for value in range(100, 400)}}, "300 values, expected 255 at most"),
         ({"nsd_tolerance_mm": {"spleen": 1.0}}, "no tolerance of liver"),
         ({"nsd_tolerance_mm": -1.0}, "of liver is -1.0"),
         ({"nsd_tolerance_mm": math.nan}, "of liver is nan"),
