@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from partialseg.data.cards import read_card
-from partialseg.data.phantom import dress_folder, write_phantom
+from partialseg.data.phantom import dress_folder
+from partialseg.data.phantom.cohorts import COHORTS
+from partialseg.data.phantom.layouts import LAYOUTS
+from partialseg.data.phantom.write import PRESETS, write_case
 from partialseg.data.prepare import prepare
 from partialseg.evaluation import evaluate
 from partialseg.inference.predict import predict
@@ -16,7 +19,15 @@ from partialseg.training import read_config, train
 pytestmark = pytest.mark.slow
 
 WORD_VALUES = {"liver": 1, "spleen": 2, "pancreas": 8, "left_kidney": 3, "right_kidney": 4}
-SPACING_MM = (6.0, 4.0, 4.0)
+SPACING_MM = (6.0, 6.0, 6.0)
+
+
+def write_every_second_voxel(label, folder):
+    """An eighth of a label map: quick to dress, and no coarser than the voxels of the training."""
+    source = nib.load(label)
+    halved = np.asarray(source.dataobj)[::2, ::2, ::2]
+    affine = source.affine @ np.diag([2, 2, 2, 1])
+    nib.save(nib.Nifti1Image(halved, affine), folder / label.name)
 
 
 def write_dataset(folder, name, image, label, organs, test_share):
@@ -42,7 +53,10 @@ def write_dataset(folder, name, image, label, organs, test_share):
 def raw_and_cards(real_data, tmp_path_factory):
     """Five datasets of one case and one organ each, and a sixth, fully annotated, to test on."""
     folder = tmp_path_factory.mktemp("word")
-    dressed = dress_folder(real_data / "word_labels", folder / "dressed", "word")
+    (folder / "labels").mkdir()
+    for label in sorted((real_data / "word_labels").glob("*.nii.gz")):
+        write_every_second_voxel(label, folder / "labels")
+    dressed = dress_folder(folder / "labels", folder / "dressed", "word")
     assert not dressed.problems
     assert len(dressed.written) == 6
     cards = []
@@ -58,17 +72,17 @@ def raw_and_cards(real_data, tmp_path_factory):
 def run(raw_and_cards):
     """The demo's training, F the phantom's BTCV, P the five dressed maps."""
     raw, cards = raw_and_cards
-    write_phantom(raw.parent / "phantom", "demo", seed=0)
+    layout, cohort = (next(one for one in every if one.dataset == "btcv") for every in (LAYOUTS, COHORTS))
+    for index in range(PRESETS["demo"].cases["btcv"]):
+        write_case(raw.parent / "phantom", layout, cohort, index, PRESETS["demo"], seed=0)
     (raw / "btcv").symlink_to(raw.parent / "phantom" / "btcv")
     result = prepare([read_card("btcv"), *cards], raw, raw.parent / "prepared", spacing_mm=SPACING_MM)
     assert not result.problems
     config = read_config("demo")
-    longer = config.stages[1].model_copy(update={"patches_per_dataset": 20})
-    return train(
-        config.model_copy(update={"stages": (config.stages[0], longer)}),
-        result.prepared,
-        raw.parent / "run",
-    )
+    first, second = config.stages
+    stages = (first.model_copy(update={"epochs": 6}), second.model_copy(update={"patches_per_dataset": 18}))
+    config = config.model_copy(update={"patch_size": (32, 48, 56), "stages": stages})
+    return train(config, result.prepared, raw.parent / "run")
 
 
 def test_five_single_organ_datasets_teach_all_five_organs(run, raw_and_cards, tmp_path):
@@ -79,7 +93,7 @@ def test_five_single_organ_datasets_teach_all_five_organs(run, raw_and_cards, tm
     dice = scores.set_index("organ")["dice"]
     assert set(dice.index) == set(WORD_VALUES)
     # A few steps on five maps vary with the machine's threads. Seen, liver, spleen, pancreas, left and right kidney:
-    # .73 .66 .59 .66 .68 and .46 .29 .48 .72 .68. An organ that is not learnt is near 0.
+    # .88 .30 .54 .85 .86. An organ that is not learnt is near 0.
     assert (dice > 0.1).all(), dice
     assert dice.mean() > 0.35, dice
 
