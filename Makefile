@@ -42,7 +42,7 @@ test-torch: venv
 
 # Whole trainings: the demo, a study, real label maps dressed as CT.
 test-slow: venv
-	$(BIN)/python -m pytest -m slow --durations=15
+	$(BIN)/python -m pytest -m slow -n $(TEST_JOBS) --dist loadfile --durations=15
 
 lint: venv
 	$(BIN)/ruff check .

@@ -27,8 +27,8 @@ def test_two_devices_train_to_the_weights_and_terms_of_one(tiny_prepared, tmp_pa
     from partialseg.training.trainer import build_model
 
     config = read_config("tiny")
-    # Adam would blow up the rounding of gradients that are zero: of biases before instance norm. Large steps would blow up
-    # any rounding: half a batch may be summed in another order.
+    # Adam would blow up the rounding of gradients that are zero: of biases before instance norm.
+    # Large steps would blow up any rounding: halves of a batch are not summed in the order of the whole.
     sgd = config.optimizer.model_copy(update={"name": "sgd", "learning_rate": 1e-4})
     config = config.model_copy(update={"optimizer": sgd})
     write_config(config, tmp_path / "config.yaml")
