@@ -85,6 +85,18 @@ def _naming_temporary_folder(path: UPath) -> Iterator[None]:
         raise DataError(path, problem, "make room there, or set TMPDIR to a folder with more room") from error
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Bring the names in a local folder to the disk, so that a loss of power forgets no rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does not do so for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: str | os.PathLike[str] | UPath, text: str) -> None:
     """Write `text` (UTF-8) to `path` (or URL) atomically; bytes of a file's name that are no text are escaped."""
     with atomic_path(path) as temporary:

@@ -30,7 +30,7 @@ from partialseg.data.raw_files import content_hash, extent, stamp
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.resample import resample_image, resample_label, resampled_grid
 from partialseg.errors import DataError
-from partialseg.files import atomic_path, write_json
+from partialseg.files import atomic_path, sync_folder, write_json
 from partialseg.locking import LOCK_NAME, is_held_by
 from partialseg.storage import Location, is_remote, read_bytes
 
@@ -336,9 +336,9 @@ def _write_case(folder: Location, case: Case, state: RawState, arrays: Sequence[
                 _write_array(temporary / name, array)
             text = json.dumps(_entry(case, state), indent=2) + "\n"
             _write_bytes(temporary / "case.json", text.encode())
-            _sync_folder(temporary)
+            sync_folder(temporary)
         if not is_remote(folder):
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
 
 
 def _check_own_folder(folder: Location) -> None:
@@ -394,15 +394,6 @@ def _write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _annotated_in_case_alone(task: PrepareTask) -> tuple[str, ...] | None:

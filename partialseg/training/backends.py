@@ -45,11 +45,28 @@ def leave_gpus_to_the_backend() -> None:
         ) from error
 
 
-def compute_deterministically() -> None:
-    """Let the same operations give the same bits on the same machine, at the price of slower ones.
+def check_deterministic() -> None:
+    """See whether the same operations can be made to give the same bits.
 
     Raises:
         DataError: On JAX with a GPU, where that is decided before JAX starts, if it was not.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    if jax.default_backend() == "gpu" and _XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
+        raise DataError(
+            "deterministic",
+            "JAX was started without its flag for deterministic operations",
+            f"set XLA_FLAGS={_XLA_FLAG} before Python starts, or leave `deterministic` out",
+        )
+
+
+def compute_deterministically() -> None:
+    """Let the same operations give the same bits on the same machine, at the price of slower ones.
+
+    On JAX that is decided before it starts: see `check_deterministic`.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -58,15 +75,6 @@ def compute_deterministically() -> None:
         import torch
 
         torch.use_deterministic_algorithms(True)
-    else:
-        import jax
-
-        if jax.default_backend() == "gpu" and _XLA_FLAG not in os.environ.get("XLA_FLAGS", ""):
-            raise DataError(
-                "deterministic",
-                "JAX was started without its flag for deterministic operations",
-                f"set XLA_FLAGS={_XLA_FLAG} before Python starts, or leave `deterministic` out",
-            )
 
 
 def jit_compile() -> bool | str:

@@ -146,7 +146,23 @@ class Books:
             return
         progress.best_dice, progress.best_steps = dice, progress.steps
         arrays = {f"{index:05d}": weight for index, weight in enumerate(weights)}
-        self.best.save(progress.steps, {"dice": dice}, arrays)
+        self.best.save(progress.steps, {"dice": dice, "steps": progress.steps}, arrays)
+
+    def check_best(self) -> None:
+        """See whether the best weights are there and whole; if not, those before them count as the best, or none."""
+        progress = self.progress
+        if not progress.best_steps:
+            return
+        saved, _, torn = self.best.newest(until=progress.best_steps)
+        if saved and not torn and saved.get("steps", progress.best_steps) == progress.best_steps:
+            return
+        lost = torn[0] if torn else self.best.folder
+        instead = "the best before them take their place" if saved else "the latest take their place"
+        console.print(
+            f"note: {lost}: the weights of step {progress.best_steps} are lost, {instead}", soft_wrap=True
+        )
+        saved = saved or {"dice": None, "steps": 0}
+        progress.best_dice, progress.best_steps = saved["dice"], saved.get("steps", 0)
 
 
 class Bookkeeper(keras.callbacks.Callback):

@@ -225,9 +225,14 @@ def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:
     """Names of the datasets that a stage draws from: under "full" and "all" those that have training cases.
 
     Raises:
-        DataError: If the prepared folder lacks one, or has no fully annotated one where that is asked for.
+        DataError: If the prepared folder lacks one, has no training case of it, or has no fully annotated one where
+            that is asked for.
     """
     to_train_on = {case.dataset for case in prepared.select(split="train")}
+    if not to_train_on:
+        raise DataError(
+            prepared.folder, "has no training case", "prepare a card whose `splits` leave some for training"
+        )
     if stage.datasets == "all":
         return [name for name in prepared.datasets if name in to_train_on]
     if stage.datasets == "full":
@@ -246,6 +251,12 @@ def stage_datasets(stage: StageConfig, prepared: Prepared) -> list[str]:
             prepared.folder,
             f"stage {stage.name!r} names {', '.join(missing)}, which is not among {', '.join(prepared.datasets)}",
             "correct the stage's `datasets`, or prepare it",
+        )
+    if empty := [name for name in stage.datasets if name not in to_train_on]:
+        raise DataError(
+            prepared.folder,
+            f"stage {stage.name!r} names {', '.join(empty)}, of which there is no training case",
+            "leave it out of the stage's `datasets`, or let its card's `splits` leave some for training",
         )
     return list(stage.datasets)
 

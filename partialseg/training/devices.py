@@ -285,6 +285,9 @@ class _Read(Checkpoints):
     def save(self, step: int, progress: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Write nothing."""
 
+    def drop_after(self, step: int) -> None:
+        """Remove nothing."""
+
 
 class WorkersModel(keras.Model):
     """A network that `fit` of Keras 3 can train in several processes (keras-team/keras, issue 20585).

@@ -11,11 +11,13 @@ RUN/not_finite/        after a loss that is no number: what was found, and the p
 RUN/tensorboard/       the same for TensorBoard
 RUN/checkpoint/        while it trains: the newest two checkpoints, each with every variable and where it stands
 RUN/best/              while it trains: the weights with the best validation
+RUN/.lock              while it trains: keeps another training out; a killed one leaves it, and it holds nobody up
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,23 @@ class Run:
         except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             problem = f"cannot be read as a network ({error})"
             raise DataError(self.model_path, problem, "copy it again from where it was trained") from error
+
+
+#: What training writes into the run folder itself, each under a temporary name first.
+_WRITTEN = (
+    *("config.yaml", "run.json", "model.keras", "not_finite"),
+    *("log.csv", "terms.csv", "validation.csv"),
+)
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what a killed training left under temporary names. No other may be training in the folder."""
+    patterns = [f".partial-*-{name}" for name in _WRITTEN] + ["checkpoint/.partial-*", "best/.partial-*"]
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_run(run: Run, versions: dict[str, str]) -> None:

@@ -6,49 +6,44 @@ import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-import partialseg
 from partialseg.data.folds import hold_out
-from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.patch_reading import mirror_note
-from partialseg.data.patch_service import find_workers
-from partialseg.data.pipeline import PatchConfig, data_problems, fixed_patches
-from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.data.pipeline import data_problems, fixed_patches
+from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
-from partialseg.files import atomic_path
+from partialseg.files import atomic_path, sync_folder
 from partialseg.losses import preset
 from partialseg.models import build_network, take_over
 from partialseg.progress import console, progress_bar
 from partialseg.training.backends import (
-    backend_versions,
     compute_deterministically,
     jit_compile,
     leave_gpus_to_the_backend,
     on_tensorflow,
 )
 from partialseg.training.batches import stage_batches, steps_of_epoch
+from partialseg.training.beginning import begin, only_writer
 from partialseg.training.callbacks import (
     Bookkeeper,
     Books,
     NotFinite,
     TermsPerDataset,
 )
-from partialseg.training.config import TrainingConfig, read_config, stage_datasets
+from partialseg.training.config import TrainingConfig
 from partialseg.training.data_wait import DataWait
 from partialseg.training.devices import Workers, make_strategy
 from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.not_finite import LossIsNotFiniteError, explain
 from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
-from partialseg.training.runs import Run, as_begun, read_run, write_run
+from partialseg.training.runs import Run, remove_left_overs
 from partialseg.training.schedule import first_rate
-from partialseg.training.stage_patches import held_out
 from partialseg.training.state import TrainingState, bring_home
 from partialseg.training.validation import Validation
 
@@ -80,44 +75,26 @@ def train(
         The finished run.
 
     Raises:
-        DataError: If the run folder belongs to another config or other data, data are missing, the data service of
-            the config does not answer, or another process of a cluster is lost.
+        DataError: If the run folder belongs to another config or other data, or another process trains in it, data
+            are missing, the data service of the config does not answer, or another process of a cluster is lost.
         LossIsNotFiniteError: If training diverged.
         TrainingStopped: After Ctrl-C or a signal that ends jobs, once a checkpoint is saved.
     """
     leave_gpus_to_the_backend()
     workers = Workers(make_strategy(devices))  # of a cluster: before TensorFlow computes anything
-    with workers.alone_heard(), workers.others_named():
+    with workers.alone_heard(), workers.others_named(), contextlib.ExitStack() as held:
         with workers.chief_first():
-            config, prepared, run, trained = _begin(config, prepared, out, start_from)
+            config, prepared, run, trained = begin(config, prepared, out, start_from, workers.strategy)
+            if (
+                workers.is_chief
+                and not run.model_path.is_file()
+                and held.enter_context(only_writer(run.folder))
+            ):
+                remove_left_overs(run.folder)
         if not run.model_path.is_file():
             with workers.own_folder(run.folder) as folder:
                 _train(config, prepared, run, trained, workers, folder)
     return run
-
-
-def _begin(
-    config: TrainingConfig | str | Path,
-    prepared: Prepared | str | os.PathLike[str],
-    out: str | Path,
-    start_from: Run | str | Path | None,
-) -> tuple[TrainingConfig, Prepared, Run, tuple[keras.Model, tuple[str, ...]] | None]:
-    """Check all that training needs, then open the run folder; with what to start from, a network and its classes."""
-    config = config if isinstance(config, TrainingConfig) else read_config(config)
-    prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
-    if start_from is not None and not isinstance(start_from, Run):
-        start_from = read_run(start_from)
-    config = as_begun(config, Path(out))
-    for stage in config.stages:  # before anything is written: a refused start leaves no run folder behind
-        stage_datasets(stage, prepared)
-    prepared.check_files(prepared.select(split="train"))
-    if config.data_service is not None:
-        find_workers(config.data_service)
-    trained = None if start_from is None else _network_of(start_from, config, prepared)
-    if config.losses.preset == "prior_aware":
-        config = _with_prior(config, prepared, Path(out))
-    first = None if trained is None else (trained, start_from.classes)
-    return config, prepared, _open_run(config, prepared, Path(out), start_from), first
 
 
 def _train(
@@ -133,7 +110,9 @@ def _train(
         console.print(f"note: {note}")
     if config.validation is not None and (alone := _never_held_out(config, prepared)):
         console.print(f"note: no case is held out of {', '.join(alone)}: one training case each")
-    strategy = _strategy(config, workers.strategy)
+    strategy = workers.strategy
+    if strategy and config.accumulate > 1:  # Keras cannot accumulate under any other, not even on one device
+        strategy = tf.distribute.get_strategy()
     if config.deterministic:
         compute_deterministically()
     keras.utils.set_random_seed(config.seed)
@@ -155,6 +134,9 @@ def _train(
         network = _trained(model, len(prepared.classes), config, books)
         with atomic_path(run.model_path) as temporary:
             network.save(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(run.folder)
         for folder in (books.checkpoints.folder, books.best.folder):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -168,10 +150,12 @@ def _never_held_out(config: TrainingConfig, prepared: Prepared) -> list[str]:
 def _trained(model: keras.Model, num_classes: int, config: TrainingConfig, books: Books) -> keras.Model:
     """The network that a run ends with, in float32 and without the optimiser."""
     network = build_model(config, num_classes)
-    if books.validation is not None and config.validation.keep == "best" and books.progress.best_steps:
-        arrays = books.best.of_step(books.progress.best_steps)
-        network.set_weights([arrays[name] for name in sorted(arrays)])
-        return network
+    if books.validation is not None and config.validation.keep == "best":
+        books.check_best()
+        if books.progress.best_steps:
+            _, arrays, _ = books.best.newest(until=books.progress.best_steps)
+            network.set_weights([arrays[name] for name in sorted(arrays)])
+            return network
     bring_home(model)
     with averaged_weights(model):
         network.set_weights(model.get_weights())
@@ -181,109 +165,6 @@ def _trained(model: keras.Model, num_classes: int, config: TrainingConfig, books
 def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     """The network of a config, with fresh weights."""
     return build_network(num_classes=num_classes, **config.network.model_dump())
-
-
-def _with_prior(config: TrainingConfig, prepared: Prepared, folder: Path) -> TrainingConfig:
-    """The config with a prior: its own, else that with which the run in the folder began, else as measured."""
-    prior = config.losses.prior
-    if prior is not None:
-        _check_prior(config, prepared)
-        return config
-    if (folder / "run.json").is_file():
-        prior = getattr(read_run(folder).config.losses, "prior", None)
-    if prior is None:
-        prior = _measured_prior(config, prepared)
-    return config.model_copy(update={"losses": config.losses.model_copy(update={"prior": prior})})
-
-
-def _check_prior(config: TrainingConfig, prepared: Prepared) -> None:
-    """Refuse a prior of other classes than those of the prepared data, or in another order."""
-    given = config.losses.prior
-    by_name = isinstance(given, dict)
-    if len(given) != len(prepared.classes) or (by_name and tuple(given) != prepared.classes):
-        raise DataError(
-            config.name,
-            f"losses.prior has {', '.join(given) if by_name else f'{len(given)} shares'}, and the classes of the "
-            f"prepared data are {', '.join(prepared.classes)}",
-            "give one share for each class in this order, or no prior, to have it measured",
-        )
-
-
-def _measured_prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
-    """Share of the voxels for each class, in patches drawn as training draws them."""
-    drawn = {name for stage in config.stages for name in stage_datasets(stage, prepared)}
-    patch_config = PatchConfig(
-        patch_size=config.patch_size,
-        batch_size=config.batch_size,
-        foreground=config.foreground,
-        seed=config.seed,
-        datasets=[name for name in prepared.datasets if name in drawn],
-        mix=config.mix,
-        fold=held_out(config),
-    )
-    prior = organ_size_prior(prepared, patch_config)
-    console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
-    return prior
-
-
-def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
-    """Write config.yaml and run.json, or check that those there say the same."""
-    run = Run(
-        folder=folder,
-        config=config,
-        classes=prepared.classes,
-        spacing_mm=prepared.spacing_mm,
-        datasets={name: dataset.annotated for name, dataset in prepared.datasets.items()},
-        started_from=None if start_from is None else os.path.relpath(start_from.folder, folder),
-    )
-    if (folder / "run.json").is_file():
-        earlier = read_run(folder)
-        free = {
-            field: getattr(earlier.config, field)
-            for field in ("workers", "data_service", "checkpoint_minutes")
-        }
-        run = replace(run, config=config.model_copy(update=free))
-        for what in ("config", "classes", "spacing_mm", "datasets", "started_from"):
-            if getattr(earlier, what) != getattr(run, what):
-                raise DataError(
-                    folder,
-                    f"holds a run with another {what}",
-                    "give the same config, data and first weights to continue it, or another folder for a new run",
-                )
-        return run
-    versions = {
-        "partialseg": partialseg.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        **backend_versions(),
-    }
-    write_run(run, versions)
-    return run
-
-
-def _strategy(
-    config: TrainingConfig, strategy: tf.distribute.Strategy | None
-) -> tf.distribute.Strategy | None:
-    """How the devices share a batch; None on a backend that has one device."""
-    if strategy is None:
-        return None
-    replicas = strategy.num_replicas_in_sync
-    if config.batch_size % replicas:
-        raise DataError(
-            config.name,
-            f"batch_size {config.batch_size} cannot be shared evenly by {replicas} devices",
-            f"set batch_size to a multiple of {replicas}, or let fewer be seen (CUDA_VISIBLE_DEVICES)",
-        )
-    if config.accumulate > 1 and replicas > 1:
-        raise DataError(
-            config.name,
-            f"accumulate {config.accumulate} is for one device, and there are {replicas}: each of them has a part of "
-            "the batch already",
-            "set `accumulate: 1`, or let one device be seen (CUDA_VISIBLE_DEVICES)",
-        )
-    if config.accumulate > 1:
-        return tf.distribute.get_strategy()  # Keras cannot accumulate under any other, not even on one device
-    return strategy
 
 
 def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.losses.Loss]) -> None:
@@ -306,34 +187,6 @@ def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tu
         for name in prepared.datasets
         if prepared.select(name, "train")
     }
-
-
-def _network_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> keras.Model:
-    """The network of a finished run, once it is sure that its weights fit; says which organs are new."""
-    if earlier.spacing_mm != prepared.spacing_mm:
-        raise DataError(
-            earlier.folder,
-            f"its spacing_mm {earlier.spacing_mm} is not that of the prepared data, {prepared.spacing_mm}",
-            "start from a run on data prepared alike, or from none",
-        )
-    if earlier.config.network != config.network:
-        raise DataError(
-            earlier.folder, "has another network", "copy its `network` section into the new config"
-        )
-    new = [name for name in prepared.classes if name not in earlier.classes]
-    left_out = [name for name in earlier.classes if name not in prepared.classes]
-    if config.network.kind == "conditioned" and earlier.classes != prepared.classes:
-        raise DataError(
-            earlier.folder,
-            f"its classes {', '.join(earlier.classes)} are not those of the prepared data, "
-            f"{', '.join(prepared.classes)}, and a conditioned network tells organs by their place in the list",
-            "train it anew, or choose another network",
-        )
-    for what, names in (("new organs", new), ("left out", left_out)):
-        if names:
-            note = f"note: begins with the weights of {earlier.folder}; {what}: {', '.join(names)}"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-    return earlier.load_model()
 
 
 def _open_books(
@@ -368,15 +221,22 @@ def _open_books(
         writer=tf.summary.create_file_writer(str(logs / "tensorboard")),
     )
     saved, arrays, torn = books.checkpoints.newest()
+    if torn and saved is None:
+        raise DataError(
+            torn[0],
+            f"is not a whole checkpoint, and there is no other one that is ({len(torn)} torn)",
+            f"copy {folder} from where it is whole, or delete it to begin the training anew",
+        )
     for path in torn:
-        instead = "training begins anew" if saved is None else "the one before it is used"
-        console.print(f"note: {path}: is not a whole checkpoint, {instead}", soft_wrap=True)
+        console.print(f"note: {path}: is not a whole checkpoint, the one before it is used", soft_wrap=True)
     workers.check_same(-1 if saved is None else saved["steps"], folder)
     if saved is None:
         books.save()
     else:
         books.progress = Progress(**saved)
         books.state.restore(arrays, folder)
+        books.best.drop_after(books.progress.best_steps)  # of a training that this one does not go on from
+        books.check_best()
     return books
 
 

@@ -97,6 +97,23 @@ class Overlap:
         return float(2 * both / (truth + predicted)) if truth + predicted else float("nan")
 
 
+def check_held_out(kept: Prepared) -> None:
+    """Refuse cases of which none is held out.
+
+    Args:
+        kept: What `partialseg.data.folds.hold_out` gave.
+
+    Raises:
+        DataError: If no dataset has two training cases.
+    """
+    if not kept.select(split="validation"):
+        raise DataError(
+            kept.folder,
+            "no dataset has two training cases, and validation needs one that can be held out",
+            "prepare more cases, or set `validation: null`",
+        )
+
+
 class Validation:
     """Tries a network on the held-out cases of every dataset.
 
@@ -111,12 +128,7 @@ class Validation:
     def __init__(self, config: TrainingConfig, prepared: Prepared) -> None:
         self.config = config
         self.prepared = hold_out(prepared, config.validation)
-        if not self.datasets:
-            raise DataError(
-                prepared.folder,
-                "no dataset has two training cases, and validation needs one that can be held out",
-                "prepare more cases, or set `validation: null`",
-            )
+        check_held_out(self.prepared)
         self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in self.datasets:
             number = config.validation.patches

@@ -1,6 +1,9 @@
+import errno
+
 import numpy as np
 import pytest
 
+from partialseg.errors import DataError
 from partialseg.training.checkpoints import Checkpoints
 
 
@@ -71,6 +74,30 @@ def test_where_all_are_torn_there_is_none_and_each_is_named(checkpoints):
     progress, arrays, torn = checkpoints.newest()
     assert (progress, arrays) == (None, {})
     assert [path.name for path in torn] == ["step000000010.npz", "step000000002.npz"]
+
+
+def test_after_a_torn_one_the_next_two_saved_are_kept_so_that_a_second_tear_loses_none(checkpoints):
+    (checkpoints.folder / "step000000010.npz").write_bytes(b"")
+    for step in (3, 4):  # as the training does that goes on from step 2
+        checkpoints.save(step, {"steps": step}, {})
+    assert names(checkpoints) == ["step000000003.npz", "step000000004.npz"]
+    (checkpoints.folder / "step000000004.npz").write_bytes(b"")
+    assert checkpoints.newest()[0] == {"steps": 3}
+
+
+def test_one_that_cannot_be_read_is_no_torn_one(checkpoints, monkeypatch):
+    def broken_disk(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(np, "load", broken_disk)
+    with pytest.raises(DataError, match=r"step000000010\.npz: cannot be read \(Input/output error\)"):
+        checkpoints.newest()
+
+
+def test_one_of_a_later_step_than_asked_for_is_passed_over_and_may_be_dropped(checkpoints):
+    assert checkpoints.newest(until=9)[0] == {"steps": 2}
+    checkpoints.drop_after(2)
+    assert names(checkpoints) == ["step000000002.npz"]
 
 
 def test_a_write_that_fails_leaves_those_that_were_there(checkpoints, monkeypatch):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,11 @@ def test_stage_datasets(prepared):
     assert stage_datasets(stage(("partial",)), prepared) == ["partial"]
     with pytest.raises(DataError, match="names other"):
         stage_datasets(stage(("other",)), prepared)
+    without = replace(prepared, cases=tuple(prepared.select("full")))
+    with pytest.raises(DataError, match="names partial, of which there is no training case"):
+        stage_datasets(stage(("full", "partial")), without)
+    with pytest.raises(DataError, match="has no training case"):
+        stage_datasets(stage("all"), replace(prepared, cases=()))
 
 
 def test_defaults_are_the_paper_numbers_with_a_learning_rate_that_trains():

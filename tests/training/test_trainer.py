@@ -2,6 +2,7 @@ import csv
 import inspect
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from partialseg.data.prepare import prepare
 from partialseg.data.prepared import read_prepared
 from partialseg.data.sampling import PatchPlan
 from partialseg.errors import DataError
+from partialseg.locking import locked
 from partialseg.losses import PRESETS
 from partialseg.models import NETWORKS
-from partialseg.training import callbacks, read_config, read_run, train, trainer
+from partialseg.training import beginning, callbacks, read_config, read_run, train, trainer
 from partialseg.training.checkpoints import Checkpoints
 from partialseg.training.config import StageConfig
 from partialseg.training.loss_config import LOSS_CONFIGS, MaskedSigmoidConfig, PriorAwareConfig
@@ -238,13 +240,13 @@ def test_a_measured_prior_is_kept_with_the_run(config, tiny_prepared, tmp_path, 
         raise AssertionError("measured again")
 
     stop_after_save(monkeypatch, 2)
-    monkeypatch.setattr(trainer, "organ_size_prior", measure)
+    monkeypatch.setattr(beginning, "organ_size_prior", measure)
     config = config.model_copy(update={"losses": PriorAwareConfig(), "stages": shorter(config).stages[1:]})
     with pytest.raises(KeyboardInterrupt):
         train(config, tiny_prepared, tmp_path / "run")
     assert [read_run(tmp_path / "run").config.losses.prior] == measured
     monkeypatch.undo()
-    monkeypatch.setattr(trainer, "organ_size_prior", measure_again)
+    monkeypatch.setattr(beginning, "organ_size_prior", measure_again)
     run = train(config, tiny_prepared, tmp_path / "run")
     assert run.model_path.is_file()
     assert [run.config.losses.prior] == measured
@@ -365,6 +367,38 @@ def test_a_batch_that_devices_cannot_share_is_refused(config, tiny_prepared, tmp
     odd = config.model_copy(update={"batch_size": 3})
     with pytest.raises(DataError, match="shared evenly by 2 devices"):
         train(odd, tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_where_no_case_can_be_held_out_is_refused_and_leaves_no_folder(
+    config, tiny_prepared, tmp_path
+):
+    prepared = read_prepared(tiny_prepared)
+    single = [prepared.select(name, "train")[0] for name in prepared.datasets]
+    with pytest.raises(DataError, match="no dataset has two training cases"):
+        train(with_options(config, validation={}), replace(prepared, cases=tuple(single)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_run_is_swept_and_one_that_trains_or_has_no_whole_checkpoint_is_left_alone(
+    config, tiny_prepared, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    stop_after_save(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tiny_prepared, out)
+    whole = out / "checkpoint" / "step000000000.npz"
+    left = [out / ".partial-0a1b2c3d-log.csv", out / "checkpoint" / f".partial-0a1b2c3d-{whole.name}"]
+    for path in left:
+        path.write_text("half")
+    with locked(out), pytest.raises(DataError, match="is in use by process"):
+        train(config, tiny_prepared, out)
+    assert all(path.exists() for path in left)
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"is not a whole checkpoint.* delete it to begin the training anew"):
+        train(config, tiny_prepared, out)
+    assert not any(path.exists() for path in left)
+    assert not (out / ".lock").exists()
 
 
 OPTIONS = {
@@ -496,6 +530,13 @@ def _all_draws(config, prepared):
 def test_parts_and_several_devices_are_refused_together(config, tiny_prepared, tmp_path):
     with pytest.raises(DataError, match="accumulate 2 is for one device, and there are 2"):
         train(with_options(config, accumulate=2), tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_on_another_device_than_the_first_are_refused(config, tiny_prepared, tmp_path):
+    with pytest.raises(DataError, match=r"accumulate 2 trains on CPU:0, the first device, and found .*CPU:1"):
+        train(with_options(config, accumulate=2), tiny_prepared, tmp_path / "run", devices=["CPU:1"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_knows_fewer_organs_is_a_start_for_one_that_knows_more(

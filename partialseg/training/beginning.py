@@ -1,0 +1,233 @@
+"""How a training begins: all that it needs is checked, then its run folder is opened, or found as it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import partialseg
+from partialseg.data.folds import hold_out
+from partialseg.data.organ_sizes import organ_size_prior
+from partialseg.data.patch_service import find_workers
+from partialseg.data.pipeline import PatchConfig
+from partialseg.data.prepared import Prepared, read_prepared
+from partialseg.errors import DataError
+from partialseg.locking import locked
+from partialseg.progress import console
+from partialseg.training.backends import backend_versions, check_deterministic
+from partialseg.training.config import TrainingConfig, read_config, stage_datasets
+from partialseg.training.runs import Run, as_begun, read_run, write_run
+from partialseg.training.stage_patches import held_out
+from partialseg.training.validation import check_held_out
+
+
+def begin(
+    config: TrainingConfig | str | Path,
+    prepared: Prepared | str | os.PathLike[str],
+    out: str | Path,
+    start_from: Run | str | Path | None,
+    strategy: tf.distribute.Strategy | None,
+) -> tuple[TrainingConfig, Prepared, Run, tuple[keras.Model, tuple[str, ...]] | None]:
+    """Check all that training needs, then open the run folder.
+
+    A start that is refused leaves no run folder behind, so that the corrected one is not refused for what it says.
+
+    Args:
+        config: The experiment, a config file, or the name of one that comes with the package.
+        prepared: The prepared cases, or where they lie.
+        out: The run folder.
+        start_from: A finished run whose weights the network begins with, or its folder; None for none.
+        strategy: How devices share a batch; None on a backend that has one device.
+
+    Returns:
+        Config, prepared cases and run, as training goes on with them; and of a run to start from, its network and its
+        classes.
+
+    Raises:
+        DataError: If something is missing, or does not fit together.
+    """
+    config = config if isinstance(config, TrainingConfig) else read_config(config)
+    prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
+    if start_from is not None and not isinstance(start_from, Run):
+        start_from = read_run(start_from)
+    config = as_begun(config, Path(out))
+    _check_devices(config, strategy)
+    if config.deterministic:
+        check_deterministic()
+    for stage in config.stages:
+        stage_datasets(stage, prepared)
+    if config.validation is not None:
+        check_held_out(hold_out(prepared, config.validation))
+    prepared.check_files(prepared.select(split="train"))
+    if config.data_service is not None:
+        find_workers(config.data_service)
+    trained = None if start_from is None else _network_of(start_from, config, prepared)
+    if config.losses.preset == "prior_aware":
+        config = _with_prior(config, prepared, Path(out))
+    first = None if trained is None else (trained, start_from.classes)
+    return config, prepared, _open_run(config, prepared, Path(out), start_from), first
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[bool]:
+    """In this block no other training writes into the run folder; False where its file system has no locks.
+
+    Raises:
+        DataError: If another process trains there.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            console.print(
+                f"note: {folder}: its file system has no locks, so nothing keeps a second training out of it",
+                soft_wrap=True,
+            )
+            yield False
+            return
+        yield True
+
+
+def _check_devices(config: TrainingConfig, strategy: tf.distribute.Strategy | None) -> None:
+    """Refuse devices that cannot share the batches of a config."""
+    if strategy is None:
+        return
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % replicas:
+        raise DataError(
+            config.name,
+            f"batch_size {config.batch_size} cannot be shared evenly by {replicas} devices",
+            f"set batch_size to a multiple of {replicas}, or let fewer be seen (CUDA_VISIBLE_DEVICES)",
+        )
+    if config.accumulate > 1 and replicas > 1:
+        raise DataError(
+            config.name,
+            f"accumulate {config.accumulate} is for one device, and there are {replicas}: each of them has a part of "
+            "the batch already",
+            "set `accumulate: 1`, or let one device be seen (CUDA_VISIBLE_DEVICES)",
+        )
+    first = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    (*_, device) = strategy.extended.worker_devices
+    if config.accumulate > 1 and not device.endswith(first):
+        # Keras accumulates under no strategy, and only a strategy can name another device.
+        raise DataError(
+            config.name,
+            f"accumulate {config.accumulate} trains on {first}, the first device, and found {device}",
+            "name none, and let the one to train on be the only one that is seen (CUDA_VISIBLE_DEVICES)",
+        )
+
+
+def _with_prior(config: TrainingConfig, prepared: Prepared, folder: Path) -> TrainingConfig:
+    """The config with a prior: its own, else that with which the run in the folder began, else as measured."""
+    prior = config.losses.prior
+    if prior is not None:
+        _check_prior(config, prepared)
+        return config
+    if (folder / "run.json").is_file():
+        prior = getattr(read_run(folder).config.losses, "prior", None)
+    if prior is None:
+        prior = _measured_prior(config, prepared)
+    return config.model_copy(update={"losses": config.losses.model_copy(update={"prior": prior})})
+
+
+def _check_prior(config: TrainingConfig, prepared: Prepared) -> None:
+    """Refuse a prior of other classes than those of the prepared data, or in another order."""
+    given = config.losses.prior
+    by_name = isinstance(given, dict)
+    if len(given) != len(prepared.classes) or (by_name and tuple(given) != prepared.classes):
+        raise DataError(
+            config.name,
+            f"losses.prior has {', '.join(given) if by_name else f'{len(given)} shares'}, and the classes of the "
+            f"prepared data are {', '.join(prepared.classes)}",
+            "give one share for each class in this order, or no prior, to have it measured",
+        )
+
+
+def _measured_prior(config: TrainingConfig, prepared: Prepared) -> dict[str, float]:
+    """Share of the voxels for each class, in patches drawn as training draws them."""
+    drawn = {name for stage in config.stages for name in stage_datasets(stage, prepared)}
+    patch_config = PatchConfig(
+        patch_size=config.patch_size,
+        batch_size=config.batch_size,
+        foreground=config.foreground,
+        seed=config.seed,
+        datasets=[name for name in prepared.datasets if name in drawn],
+        mix=config.mix,
+        fold=held_out(config),
+    )
+    prior = organ_size_prior(prepared, patch_config)
+    console.print("Organ sizes: " + ", ".join(f"{name} {share:.3g}" for name, share in prior.items()))
+    return prior
+
+
+def _network_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> keras.Model:
+    """The network of a finished run, once it is sure that its weights fit; says which organs are new."""
+    if earlier.spacing_mm != prepared.spacing_mm:
+        raise DataError(
+            earlier.folder,
+            f"its spacing_mm {earlier.spacing_mm} is not that of the prepared data, {prepared.spacing_mm}",
+            "start from a run on data prepared alike, or from none",
+        )
+    if earlier.config.network != config.network:
+        raise DataError(
+            earlier.folder, "has another network", "copy its `network` section into the new config"
+        )
+    new = [name for name in prepared.classes if name not in earlier.classes]
+    left_out = [name for name in earlier.classes if name not in prepared.classes]
+    if config.network.kind == "conditioned" and earlier.classes != prepared.classes:
+        raise DataError(
+            earlier.folder,
+            f"its classes {', '.join(earlier.classes)} are not those of the prepared data, "
+            f"{', '.join(prepared.classes)}, and a conditioned network tells organs by their place in the list",
+            "train it anew, or choose another network",
+        )
+    for what, names in (("new organs", new), ("left out", left_out)):
+        if names:
+            note = f"note: begins with the weights of {earlier.folder}; {what}: {', '.join(names)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return earlier.load_model()
+
+
+def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
+    """Write config.yaml and run.json, or check that those there say the same."""
+    run = Run(
+        folder=folder,
+        config=config,
+        classes=prepared.classes,
+        spacing_mm=prepared.spacing_mm,
+        datasets={name: dataset.annotated for name, dataset in prepared.datasets.items()},
+        started_from=None if start_from is None else os.path.relpath(start_from.folder, folder),
+    )
+    if (folder / "run.json").is_file():
+        earlier = read_run(folder)
+        free = {
+            field: getattr(earlier.config, field)
+            for field in ("workers", "data_service", "checkpoint_minutes")
+        }
+        run = replace(run, config=config.model_copy(update=free))
+        for what in ("config", "classes", "spacing_mm", "datasets", "started_from"):
+            if getattr(earlier, what) != getattr(run, what):
+                raise DataError(
+                    folder,
+                    f"holds a run with another {what}",
+                    "give the same config, data and first weights to continue it, or another folder for a new run",
+                )
+        return run
+    versions = {
+        "partialseg": partialseg.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        **backend_versions(),
+    }
+    write_run(run, versions)
+    return run
