@@ -237,3 +237,23 @@ def test_scans_are_not_written_over(run, tmp_path):
     assert "a.nii.gz: is there already and is no prediction" in str(another.problems[0])
     assert (itself.written, another.written) == ([], [])
     assert scan.read_bytes() == other.read_bytes() == before
+
+
+def test_an_ensemble_with_mirrored_windows_is_written_down(run, tmp_path):
+    """The runs are the same network, and pointwise: the mean over both and over all flips changes nothing."""
+    scan = write_scan(tmp_path / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    alone = predict(run, [scan], tmp_path / "alone", progress=False)
+    together = predict(run, [scan], tmp_path / "both", progress=False, mirror=True, ensemble=[run.folder])
+    labels = [np.asarray(nib.load(result.written[0]).dataobj) for result in (alone, together)]
+    np.testing.assert_array_equal(*labels)
+    assert labels[0].any()
+    sidecar = json.loads((tmp_path / "both" / "a.json").read_text())
+    assert sidecar["ensemble"] == [str(run.folder)]
+    assert sidecar["mirror_axes"] == ["z", "y", "x"]
+
+
+def test_an_ensemble_of_other_classes_is_refused_before_any_scan_is_read(run, tmp_path):
+    other = Run(tmp_path / "other", run.config, CLASSES[:2], SPACING_MM, {"btcv": CLASSES[1:2]})
+    write_run(other, {})
+    with pytest.raises(DataError, match=r"other: its classes \(background, liver\) differ"):
+        predict(run, [tmp_path / "missing"], tmp_path, ensemble=[other.folder])
