@@ -32,6 +32,7 @@ class CaseVolumes:
         affine: 4 x 4, world position in mm (RAS+) of the voxel index `(x, y, z)`.
         spacing_mm: Voxel size `(z, y, x)`.
         annotated: The organs that the dataset annotates in this case.
+        scored: For each network the organs that it was scored on.
     """
 
     image: np.ndarray
@@ -42,6 +43,7 @@ class CaseVolumes:
     affine: np.ndarray
     spacing_mm: tuple[float, float, float]
     annotated: tuple[str, ...]
+    scored: dict[str, tuple[str, ...]]
 
 
 def read_case(shown: ShownCase) -> CaseVolumes:
@@ -69,6 +71,7 @@ def read_case(shown: ShownCase) -> CaseVolumes:
         affine=image.affine,
         spacing_mm=image.spacing_mm,
         annotated=tuple(organ for organ in card.annotated_in(case.name) if organ in classes),
+        scored={name: tuple(rows.index) for name, rows in shown.rows.items()},
     )
 
 

@@ -39,7 +39,7 @@ class Place:
     Attributes:
         voxel: Index `(x, y, z)` in the packed volumes.
         organ: What is there.
-        kind: "organ"; or an error there: "missed" or "added".
+        kind: "organ"; or an error there: "too little" or "too much" of the organ.
     """
 
     voxel: tuple[int, int, int]
@@ -98,7 +98,10 @@ def pack_case(case: CaseVolumes, max_voxels: int = MAX_VOXELS) -> PackedCase:
     }
     low, high = HU_RANGE
     grey = np.round((np.clip(scan, low, high) - low) / HU_STEP).astype(np.uint8)
-    found = {name: _largest_error(truth, labels, case) for name, labels in predictions.items()}
+    found = {
+        name: _largest_error(truth, labels, case.classes, case.scored[name])
+        for name, labels in predictions.items()
+    }
     return PackedCase(
         scan=_nifti(grey, affine, slope=HU_STEP, intercept=low),
         truth=_nifti(truth, affine, intent=INTENT_LABEL),
@@ -161,20 +164,22 @@ def _organ_places(maps: Sequence[np.ndarray], classes: Sequence[str]) -> list[Pl
     return places
 
 
-def _largest_error(truth: np.ndarray, labels: np.ndarray, case: CaseVolumes) -> Place | None:
-    """Where most was missed, or added, of the annotated organ that is found worst."""
-    known = truth < len(case.classes)
+def _largest_error(
+    truth: np.ndarray, labels: np.ndarray, classes: Sequence[str], organs: Sequence[str]
+) -> Place | None:
+    """Where most was missed, or too much found, of the one of these organs that is found worst."""
+    known = truth < len(classes)
     worst, place = 0.0, None
-    for organ in case.annotated:
-        value = case.classes.index(organ)
+    for organ in organs:
+        value = classes.index(organ)
         missed = (truth == value) & (labels != value)
         added = (truth != value) & (labels == value) & known
-        voxels = {"missed": np.count_nonzero(missed), "added": np.count_nonzero(added)}
+        voxels = {"too little": np.count_nonzero(missed), "too much": np.count_nonzero(added)}
         of = np.count_nonzero(truth == value) + np.count_nonzero((labels == value) & known)
         # One minus Dice, so that a pancreas that is missing counts more than the rim of a liver.
         if of and (share := sum(voxels.values()) / of) > worst:
             kind = max(voxels, key=voxels.__getitem__)
-            worst, place = share, Place(_inside(missed if kind == "missed" else added), organ, kind)
+            worst, place = share, Place(_inside(missed if kind == "too little" else added), organ, kind)
     return place
 
 

@@ -94,7 +94,7 @@ async function start() {
     ...{ crosshairWidth: 0.15, crosshairWidthUnit: "percent", crosshairGap: 2, crosshairColor: [0.37, 0.83, 0.66, 0.8], textHeight: 0.035, loadingText: "" },
     ...{ viewModeHotKey: "", clipPlaneHotKey: "", logLevel: "error" },
   };
-  main = new Model(
+  const model = new Model(
     {
       ...{ opts: options, volumes: [], meshes: [], height: stage.clientHeight, graph: {} },
       ...{ clip_plane_depth_azi_elev: [2, 0, 0], background_masks_overlays: 0 },
@@ -102,13 +102,18 @@ async function start() {
     },
     children,
   );
-  await widget.initialize({ model: main });
-  await widget.render({ model: main, el: stage });
-  main.command("set_render_azimuth_elevation", 180, 12);
+  await widget.initialize({ model });
+  await widget.render({ model, el: stage });
+  model.command("set_render_azimuth_elevation", 180, 12);
   const canvas = stage.querySelector("canvas");
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "img");
   canvas.addEventListener("keydown", press);
+  canvas.addEventListener("pointerdown", () => canvas.focus({ preventScroll: true }));
+  // The page scrolls under the wheel until the image is selected.
+  const keep = (event) => document.activeElement === canvas || event.stopPropagation();
+  stage.addEventListener("wheel", keep, { capture: true });
+  main = model;
 }
 
 // What is on the stage, back to front. NiiVue draws edges only of the first map over a scan, and lights the surface
@@ -144,6 +149,11 @@ function child(what) {
   return name;
 }
 
+function tooLong() {
+  const error = new Error("NiiVue did not read the volumes within two minutes");
+  return new Promise((_, reject) => setTimeout(reject, 120_000, error));
+}
+
 function setView() {
   const options = main.get("opts");
   if (options.sliceType === VIEWS[state.view]) return;
@@ -162,7 +172,7 @@ async function draw() {
     const coming = names.filter((name) => !onStage.includes(name)).map((name) => children.get(name));
     coming.forEach((model) => model.expect());
     main.set("volumes", names.map((name) => `IPY_MODEL_${name}`));
-    await Promise.all(coming.map((model) => model.loaded));
+    await Promise.race([Promise.all(coming.map((model) => model.loaded)), tooLong()]);
     await new Promise((resolve) => setTimeout(resolve)); // NiiVue goes on with what it has read
     onStage = names;
     for (const name of children.keys()) if (!onStage.includes(name)) children.delete(name);
@@ -194,8 +204,7 @@ function describeLocation({ mm, values }) {
     return `${name}: ${labels[value]}`;
   });
   const [x, y, z] = mm;
-  const side = `${Math.abs(x).toFixed(0)} mm ${x < 0 ? "left" : "right"}`;
-  readout.textContent = [...parts, `${side}, y ${y.toFixed(0)}, z ${z.toFixed(0)} mm`].join(" · ");
+  readout.textContent = [...parts, `x ${x.toFixed(0)}, y ${y.toFixed(0)}, z ${z.toFixed(0)} mm`].join(" · ");
 }
 
 function button(text, colour, action) {
@@ -227,7 +236,7 @@ function describeCase() {
     }),
   );
   const errors = shown.networks.filter(({ error }) => error).map(({ name, error }) =>
-    button(`Largest error of ${name}: ${error.organ} ${error.kind}`, null, () => goTo(error.voxel)),
+    button(`Largest error of ${name}: ${error.kind} ${error.organ}`, null, () => goTo(error.voxel)),
   );
   const organs = shown.organs.map((organ, index) => {
     const made = button(organ, shown.colours[index], () => goTo(shown.places[organ]));

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 
 import nibabel as nib
@@ -24,7 +25,17 @@ def case():
     unknown = np.zeros(truth.shape, bool)
     unknown[25:27, 25:27, 25:27] = True
     maps = {"good": good, "bad": 0 * truth}
-    return CaseVolumes(image, truth, unknown, maps, class_names(ORGANS), AFFINE, (6.0, 3.0, 3.0), ORGANS)
+    return CaseVolumes(
+        image,
+        truth,
+        unknown,
+        maps,
+        class_names(ORGANS),
+        AFFINE,
+        (6.0, 3.0, 3.0),
+        ORGANS,
+        dict.fromkeys(maps, ORGANS),
+    )
 
 
 def read(file):
@@ -80,8 +91,9 @@ def test_places_lie_in_the_organs_and_in_the_largest_errors(case):
     for place, value in zip(packed.organs, (1, 2), strict=True):
         assert truth[place.voxel[::-1]] == value
     error = packed.errors["good"]
-    assert (error.organ, error.kind) == ("spleen", "missed")
+    assert (error.organ, error.kind) == ("spleen", "too little")
     assert (truth[error.voxel[::-1]], found[error.voxel[::-1]]) == (2, 0)
+    assert "good" not in pack_case(dataclasses.replace(case, scored={"good": ("liver",), "bad": ()})).errors
 
 
 def test_the_edge_is_drawn_of_the_truth_alone(case):
@@ -93,9 +105,8 @@ def test_the_edge_is_drawn_of_the_truth_alone(case):
 
 
 def test_a_scan_without_marks_is_shown_as_a_whole(case):
-    empty = CaseVolumes(
-        **{**vars(case), "truth": 0 * case.truth, "unknown": case.unknown & False, "predictions": {}}
-    )
+    nothing = {"truth": 0 * case.truth, "unknown": case.unknown & False, "predictions": {}}
+    empty = dataclasses.replace(case, **nothing)
     packed = pack_case(empty)
     assert read(packed.scan)[0].shape == case.image.shape
     assert (packed.organs, packed.errors) == ([], {})

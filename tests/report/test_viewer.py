@@ -17,7 +17,7 @@ from partialseg.report.viewer import label_colours, niivue_script
 FLAGS = (
     "--headless=new --no-sandbox --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader "
-    "--window-size=640,720"
+    "--window-size=500,560"
 )
 
 
@@ -57,7 +57,7 @@ def chromium(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # With the path of the driver selenium looks for none, and downloads none.
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    started.set_script_timeout(60)
+    started.set_script_timeout(150)
     yield started
     started.quit()
 
@@ -99,7 +99,10 @@ class Page:
         return SimpleNamespace(state=state, title=self.find("#viewer-title").text)
 
     def pixels(self):
-        png = self.find(".stage canvas").screenshot_as_png
+        canvas = self.find(".stage canvas")
+        scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+        self.driver.execute_script(scroll, canvas)  # what is outside the window would be cut off
+        png = canvas.screenshot_as_png
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
     def click(self, selector):
