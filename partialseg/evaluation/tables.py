@@ -46,8 +46,9 @@ __all__ = [
 ]
 
 _SUFFIXES = (".nii.gz", ".nii")
-#: What a worker takes: Python and its libraries, and the arrays of a case.
-_BASE_BYTES, _BYTES_PER_VOXEL = 300_000_000, 20
+#: What a worker takes at most: Python and its libraries, and the arrays of a case (6 bytes a voxel where both files are
+#: of whole numbers).
+_BASE_BYTES, _BYTES_PER_VOXEL = 300_000_000, 14
 
 
 @dataclass(frozen=True)
