@@ -14,6 +14,8 @@ _WHERE = {
     "organ_table": "partialseg.evaluation.summary",
     "compare": "partialseg.evaluation.summary",
     "render_table": "partialseg.evaluation.rendering",
+    "pair_scores": "partialseg.evaluation.paired",
+    "compare_runs": "partialseg.evaluation.comparison",
 }
 
 __all__ = list(_WHERE)

@@ -60,8 +60,8 @@ def layout(table: pd.DataFrame, brief: bool = False) -> Layout:
 
     Args:
         table: What `organ_table` or `compare` returned.
-        brief: Means without deviations and medians, of Dice, HD and HD95 alone, and only counts that are not all
-            0, so that it fits a terminal.
+        brief: Means without deviations and medians, of Dice, HD and HD95 alone (in voxels where these were asked
+            for), and only counts that are not all 0, so that it fits a terminal.
     """
     names = [column.removesuffix(": dice_mean") for column in table.columns if column.endswith(": dice_mean")]
     rows = table.to_dict("records")
@@ -144,7 +144,7 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
         )
     parts.append(f"HD95: {HD95_DEFINITIONS[table['hd95_definition'].iloc[0]]}.")
     if not compared and _in_voxels(table):
-        parts.append("Distances are in voxels of the scan's own grid.")
+        parts.append("Voxels are those of the scan's own grid.")
     parts.append(
         "A missed or hallucinated organ has Dice 0 and no distance; (n of m): n of m cases have one."
     )
@@ -186,7 +186,7 @@ def _in_voxels(table: pd.DataFrame) -> bool:
 
 def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: bool) -> dict[str, list[Cell]]:
     columns = {"n": [Cell(_count(row["n"])) for row in rows]}
-    hidden = DISTANCES["mm" if _in_voxels(table) else "voxels"]
+    hidden = DISTANCES["mm"] if brief and _in_voxels(table) else ()
     shown = [name for name in HEADERS if f"{name}_mean" in table.columns and name not in hidden]
     for metric in shown:
         header = HEADERS[metric]

@@ -56,6 +56,7 @@ def organ_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     definition, tolerances = check_settings(scores)
     check_rows(scores)
+    _check_voxels(scores)
     metrics = [metric for metric in METRICS if metric in scores.columns]
     cells = table_cells(scores)
     rows = [
@@ -155,11 +156,19 @@ def _tolerance_column(table: pd.DataFrame, tolerances: Mapping[str, float]) -> l
 
 
 def check_rows(scores: pd.DataFrame) -> None:
-    """No case may count twice, and voxels must be there for all scores or for none."""
+    """No case may count twice.
+
+    Raises:
+        ValueError: If one is there twice.
+    """
     twice = scores[scores.duplicated(["dataset", "case", "organ"])]
     if len(twice):
         row = twice.iloc[0]
         raise ValueError(f"{row['dataset']}, {row['case']}, {row['organ']} is scored twice: keep one of them")
+
+
+def _check_voxels(scores: pd.DataFrame) -> None:
+    """Distances in voxels must be there for all scores or for none."""
     for in_mm, in_voxels in zip(DISTANCES["mm"], DISTANCES["voxels"], strict=True):
         if in_voxels in scores.columns and (scores[in_mm].notna() & scores[in_voxels].isna()).any():
             raise ValueError(

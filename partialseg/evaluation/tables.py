@@ -94,8 +94,8 @@ def evaluate(
         split: "train" or "test": score the cases of that split alone, and require a prediction of each.
         hd95: Definition of HD95, see `partialseg.evaluation.score`.
         nsd_tolerance_mm: Tolerance of NSD, one for all organs or one for each that the dataset annotates.
-        unit: "mm", or "voxels": distances in voxels of the scan's own grid as well, which the tables then show.
-            The tolerance is in mm all the same.
+        unit: "mm", or "voxels": distances in voxels of the scan's own grid as well. The tolerance is in mm all the
+            same.
         jobs: Cases at a time; None for one per usable core. Fewer where the memory would not do.
 
     Returns:

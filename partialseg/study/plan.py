@@ -60,7 +60,7 @@ TITLES = {
 #: What is shown of each table, each in a block of its own.
 METRICS = {
     "table3": ("dice",),
-    "table4": ("hd95_mm", "hd_mm"),
+    "table4": ("hd95_mm", "hd_mm", "hd95_voxels"),
     "table5": ("dice", "hd95_mm", "hd_mm"),
     "table6": ("dice", "hd95_mm", "hd_mm"),
     "table7": ("dice", "hd95_mm", "hd_mm"),

@@ -20,6 +20,8 @@ from partialseg.training.runs import Run
 
 #: In a folder of predictions or of scores: which network they are of.
 _OF_NETWORK = "network.json"
+#: Scores also say this; those of earlier versions, in mm alone, are made again.
+_UNIT = {"unit": "voxels"}
 
 
 def score_network(run: Run, card: Card, raw: Path, predictions: Path, scores: Path) -> list[DataError]:
@@ -42,17 +44,18 @@ def score_network(run: Run, card: Card, raw: Path, predictions: Path, scores: Pa
     done, problems = _predict_missing(run, card, raw, predictions, network)
     if problems and not any(predictions.glob("*.nii.gz")):
         return problems
-    if done or not _is_of(scores, network) or _read(scores)["problems"]:
+    if done or not _is_of(scores, network | _UNIT) or _read(scores)["problems"]:
         (scores / _OF_NETWORK).unlink(missing_ok=True)
-        found = evaluate(predictions, raw, card, scores, split="test").problems
-        write_json(scores / _OF_NETWORK, {**network, "problems": [str(problem) for problem in found]})
+        found = evaluate(predictions, raw, card, scores, split="test", **_UNIT).problems
+        written = {**network, **_UNIT, "problems": [str(problem) for problem in found]}
+        write_json(scores / _OF_NETWORK, written)
         problems += found
     return problems
 
 
 def is_scored(run: Run, scores: Path) -> bool:
     """Whether a folder holds the scores of this network as it is now."""
-    return run.model_path.is_file() and _is_of(scores, _identity(run))
+    return run.model_path.is_file() and _is_of(scores, _identity(run) | _UNIT)
 
 
 def read_all_scores(folders: list[Path]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from partialseg.evaluation.metrics import HD95_DEFINITIONS
 from partialseg.evaluation.tables import organ_table
 
 ALL = "all"
-HEADERS = {"dice": "Dice", "hd95_mm": "HD95 mm", "hd_mm": "HD mm"}
+HEADERS = {"dice": "Dice", "hd95_mm": "HD95 mm", "hd_mm": "HD mm", "hd95_voxels": "HD95 voxels"}
 
 
 def study_table(rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def study_markdown(title: str, table: pd.DataFrame, metrics: Sequence[str], note
     Args:
         title: Its heading.
         table: What `study_table` returned.
-        metrics: Some of "dice", "hd95_mm" and "hd_mm".
+        metrics: Some of "dice", "hd95_mm", "hd_mm" and "hd95_voxels".
         notes: Sentences to print below.
     """
     parts = [f"# {title}"]
@@ -60,6 +60,8 @@ def study_markdown(title: str, table: pd.DataFrame, metrics: Sequence[str], note
         "A missed organ has Dice 0 and no distance; (n of m): n of m cases have one.",
         f"HD95: {definition}.",
     ]
+    if "hd95_voxels" in metrics:  # the paper's code measures in voxels
+        every.append("Voxels are those of the scan's own grid.")
     parts.append("\n".join(f"- {note}" for note in [*every, *notes]))
     return "\n\n".join(parts) + "\n"
 
