@@ -126,8 +126,7 @@ def _shown_cases(
         except DataError as error:
             left_out.append(str(error))
             continue
-        viewer.add(case, volumes)
-        number = viewer.number_of(case.dataset, case.case)
+        number = viewer.add(case, volumes)
         png = draw_case(volumes)
         size += len(png)
         if size <= MAX_PICTURE_BYTES:

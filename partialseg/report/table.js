@@ -31,7 +31,7 @@ headers.forEach((header, column) => {
 });
 
 const filter = document.getElementById("filter");
-filter.hidden = false;
+for (const part of [filter, ...document.querySelectorAll(".scripted")]) part.hidden = false;
 filter.addEventListener("input", () => {
   const words = filter.value.toLowerCase().split(/\s+/);
   for (const row of body.rows) {

@@ -49,17 +49,17 @@ class Viewer:
     left_out: list[str] = field(default_factory=list)
     size: int = 0
 
-    def add(self, shown: ShownCase, volumes: CaseVolumes) -> bool:
+    def add(self, shown: ShownCase, volumes: CaseVolumes) -> int | None:
         """Add a case unless the volumes would grow too large.
 
         Returns:
-            Whether it was added.
+            Its place among `cases`; None where it was left out.
         """
         packed = pack_case(volumes)
         if self.size + packed.size > MAX_VOLUME_BYTES:
             who = f"{shown.dataset}, {shown.case}"
             self.left_out.append(f"{who} in the viewer: the volumes would make this file too large")
-            return False
+            return None
         self.size += packed.size
         number = len(self.cases)
         contents = {"scan": packed.scan, "truth": packed.truth}
@@ -69,7 +69,7 @@ class Viewer:
             for what, file in contents.items()
         }
         self.cases.append(_described(shown, volumes, packed))
-        return True
+        return number
 
     def number_of(self, dataset: str, case: str) -> int | None:
         """The place of a case among `cases`; None where it was not added."""
