@@ -207,6 +207,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="contenders whose label holds one of these words")
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     arguments = parser.parse_args()
+    if arguments.rounds * arguments.steps < 2:
+        parser.error("quartiles need two steps at least: raise --rounds or --steps")
     contenders = tuple(
         c
         for c in PARTS[arguments.part]

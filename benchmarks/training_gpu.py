@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     arguments = parser.parse_args()
     arguments.threads = 0
+    if arguments.rounds * arguments.steps < 2:
+        parser.error("quartiles need two steps at least: raise --rounds or --steps")
     contenders = tuple(c for c in CONTENDERS if any(word in c.label for word in arguments.only))
     if not any(c.worker.startswith("nnunet") for c in contenders):
         parser.error("--only leaves nothing of nnU-Net to compare with")

@@ -233,7 +233,7 @@ app.command()(plan)
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of paper, demo, tiny.")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of default, paper, demo, tiny.")
     ],
     prepared: Annotated[
         str, typer.Option(metavar="DIR", help="What `partialseg prepare` wrote: a folder, or its URL.")

@@ -179,7 +179,7 @@ def fixed_patches(
     Args:
         prepared: The prepared cases.
         dataset: Name of the dataset.
-        split: "train" or "test".
+        split: "train", "test", or "validation" where cases are held out (see `partialseg.data.folds`).
         num: How many patches; cases and their organs come in turn.
         patch_size: `(depth, height, width)` in voxels.
         seed: Of the choice.

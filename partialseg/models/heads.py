@@ -15,6 +15,10 @@ CLASS_AXES = {
     r"attention_conv0/kernel$": -2,  # PIPO-FAN's, of logits
     r"controller/kernel$": 0,  # DoDNet's, of features and organs
 }
+#: Of these, weights by which a class counts for what is computed of all: 0 for a new one, so that nothing changes.
+_COUNTS_FOR_ALL = r"attention_conv0/kernel$"
+#: Logits of coarser stages, which networks with and without deep supervision do not share.
+_COARSER_LOGITS = r"logits[1-9]\d*/(kernel|bias)$"
 #: Share of background's probability with which a new organ begins.
 NEW_ORGAN_SHARE = 0.01
 
@@ -26,8 +30,11 @@ def take_over(
 
     Weights without an axis of classes are copied; the others class by class, by name. To the trained network a new
     organ was background: its logit begins as background's less log 100, so that it has a hundredth of background's
-    probability at every voxel and no label changes. Where a network has no logit of background, or in weights that
-    are no logits', a new class begins as it is in `model`.
+    probability at every voxel and no label changes. It has no say in PIPO-FAN's attention, which weighs the scales for
+    all classes. Where a network has no logit of background, a new class begins as it is in `model`; so do the logits of
+    coarser stages of which the trained network, without deep supervision, has none.
+
+    A conditioned network, which tells organs by their place in the list, cannot be given others.
 
     Args:
         trained: The trained network.
@@ -45,12 +52,19 @@ def take_over(
         >>> ops.convert_to_numpy(three.get_layer("logits0").bias).round().tolist()
         [0.0, -5.0, 0.0]
     """
-    if len(trained.weights) != len(model.weights):
-        raise ValueError(f"the networks have {len(trained.weights)} and {len(model.weights)} weights")
+    known = {weight.path: weight for weight in trained.weights}
+    unlike = known.keys() ^ {weight.path for weight in model.weights}
+    if others := sorted(path for path in unlike if not re.search(_COARSER_LOGITS, path)):
+        raise ValueError(
+            f"the networks have other weights: {', '.join(others[:3])} and so on are in one alone"
+        )
     changed = []
-    for old, new in zip(trained.weights, model.weights, strict=True):
-        old_values, new_values = (ops.convert_to_numpy(weight) for weight in (old, new))
-        changed.append(_taken_over(new.path, old_values, tuple(trained_classes), new_values, tuple(classes)))
+    for new in model.weights:
+        new_values = ops.convert_to_numpy(new)
+        if new.path in known:
+            old_values = ops.convert_to_numpy(known[new.path])
+            new_values = _taken_over(new.path, old_values, tuple(trained_classes), new_values, tuple(classes))
+        changed.append(new_values)
     model.set_weights(changed)
 
 
@@ -79,4 +93,6 @@ def _taken_over(
         elif gives_logits:
             less = np.log(NEW_ORGAN_SHARE) if new.ndim == 1 else 0.0
             result[others + index] = old[others] + less
+        elif re.search(_COUNTS_FOR_ALL, path):
+            result[others + index] = 0.0
     return np.moveaxis(result, 0, axis)

@@ -28,6 +28,9 @@ from partialseg.training.runs import Run, as_begun, read_run, write_run
 from partialseg.training.stage_patches import held_out
 from partialseg.training.validation import check_held_out
 
+#: What networks may differ in that take over weights: those that they share are the same.
+_NOT_IN_WEIGHTS = {"dropout", "deep_supervision"}
+
 
 def begin(
     config: TrainingConfig | str | Path,
@@ -178,9 +181,13 @@ def _network_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> ker
             f"its spacing_mm {earlier.spacing_mm} is not that of the prepared data, {prepared.spacing_mm}",
             "start from a run on data prepared alike, or from none",
         )
-    if earlier.config.network != config.network:
+    theirs, ours = (c.network.model_dump(exclude=_NOT_IN_WEIGHTS) for c in (earlier.config, config))
+    if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+        name = unlike[0]
         raise DataError(
-            earlier.folder, "has another network", "copy its `network` section into the new config"
+            earlier.folder,
+            f"has another network: {name} {theirs.get(name)}, where the config has {ours.get(name)}",
+            "copy its `network` section into the new config",
         )
     new = [name for name in prepared.classes if name not in earlier.classes]
     left_out = [name for name in earlier.classes if name not in prepared.classes]

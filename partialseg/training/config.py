@@ -109,7 +109,11 @@ class StageConfig(Section):
 
 
 class TrainingConfig(Section):
-    """A whole experiment. The defaults are the paper's numbers, but for a learning rate that trains well.
+    """A whole experiment.
+
+    What a config does not name is as the paper's section 4.3 has it (patch, batch, network, Adam, plateaus, stages),
+    but for a learning rate that trains well, nnU-Net's augmentation, and losses that are the mean over classes instead
+    of their sum. `configs/paper.yaml` is the paper's in all of it, `configs/default.yaml` what trains better.
 
     Attributes:
         name: Of the experiment.
@@ -271,7 +275,7 @@ def configs_folder() -> Path:
 def read_config(
     path_or_name: str | Path, absent: Mapping[tuple[str, ...], Any] | None = None
 ) -> TrainingConfig:
-    """Read a config file, or one that comes with the package by its name ("paper", "demo", "tiny").
+    """Read a config file, or one that comes with the package by its name ("default", "paper", "demo", "tiny").
 
     Args:
         path_or_name: The file, or the name.

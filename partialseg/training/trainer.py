@@ -67,8 +67,8 @@ def train(
             holds a finished one, that is returned. `workers`, `data_service` and `checkpoint_minutes`, which change
             nothing in the weights, may be others than before.
         start_from: A finished run whose weights the network begins with, instead of random ones. It must have the
-            same network. An organ that it does not know begins as part of background; one that the prepared data do
-            not have is left out (see `partialseg.models.take_over`).
+            same network, but for `dropout` and `deep_supervision`. An organ that it does not know begins as part of
+            background; one that the prepared data do not have is left out (see `partialseg.models.take_over`).
         devices: Devices of this host to train on, such as `["GPU:0", "GPU:1"]`; all GPUs, or the CPU, by default.
 
     Returns:

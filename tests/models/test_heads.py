@@ -63,6 +63,26 @@ def test_dynamic_head_keeps_its_organs_when_it_learns_more():
         )
 
 
+def test_pipo_fan_weighs_its_scales_as_before_when_it_learns_more():
+    trained, model = (moved(build_network("pipo_fan", len(c), **SMALL)) for c in (OLD, NEW))
+    take_over(trained, OLD, model, NEW)
+    before, after = logits(trained), logits(model)
+    for name in OLD:
+        np.testing.assert_allclose(
+            after[..., NEW.index(name)], before[..., OLD.index(name)], rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("deep_at_first", [True, False])
+def test_deep_supervision_may_come_or_go_and_the_finest_logits_stay(deep_at_first):
+    deeper = {"strides": (*SMALL["strides"], (2, 2, 2)), "base_channels": 4, "dropout": 0.1}
+    trained = moved(build_network("unet", 3, **deeper, deep_supervision=deep_at_first))
+    model = build_network("unet", 3, **{**deeper, "dropout": 0.0}, deep_supervision=not deep_at_first)
+    take_over(trained, OLD, model, OLD)
+    assert len(trained.outputs) + len(model.outputs) == 3
+    np.testing.assert_allclose(logits(model), logits(trained), rtol=1e-4, atol=1e-4)
+
+
 def test_organs_may_be_left_out():
     trained, model = moved(build_network("unet", 3, **SMALL)), build_network("unet", 2, **SMALL)
     take_over(trained, OLD, model, ("background", "spleen"))
@@ -74,5 +94,5 @@ def test_another_network_is_refused():
     wider = build_network("unet", 3, **{**SMALL, "base_channels": 8})
     with pytest.raises(ValueError, match="encoder0_0_conv/kernel would have the shape"):
         take_over(trained, OLD, wider, NEW[:3])
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(ValueError, match=r"the networks have other weights: .* are in one alone"):
         take_over(trained, OLD, build_network("pipo_fan", 3, **SMALL), OLD)

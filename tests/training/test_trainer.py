@@ -337,7 +337,7 @@ def test_starting_from_a_run_takes_its_weights(run, config, tiny_prepared, tmp_p
 
 def test_a_run_with_another_network_is_no_start_and_leaves_no_folder(run, config, tiny_prepared, tmp_path):
     wider = config.model_copy(update={"network": config.network.model_copy(update={"base_channels": 5})})
-    with pytest.raises(DataError, match="another network"):
+    with pytest.raises(DataError, match="another network: base_channels 4, where the config has 5"):
         train(wider, tiny_prepared, tmp_path / "run", start_from=run)
     assert not (tmp_path / "run").exists()
 
