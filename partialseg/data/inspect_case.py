@@ -164,10 +164,13 @@ def pieces_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float]:
         >>> pieces_ml(mask, (2.0, 2.0, 2.0))
         [8.0, 4.0]
     """
-    blocks = mask
+    blocks, most = mask.view(np.uint8), 1
     for axis, size in enumerate(spacing_mm):
         edge = max(1, round(_BLOCK_MM / size))
-        blocks = np.add.reduceat(blocks, np.arange(0, mask.shape[axis], edge), axis=axis, dtype=np.int64)
+        most *= min(edge, mask.shape[axis])
+        starts = np.arange(0, mask.shape[axis], edge)
+        # In the smallest type that can hold the sums: to convert each voxel would take far longer than to add it.
+        blocks = np.add.reduceat(blocks, starts, axis=axis, dtype=np.min_scalar_type(most))
     near = np.ones((3, 3, 3), dtype=bool)
     padded = np.pad(blocks, 1)
     parts, count = ndimage.label(ndimage.binary_dilation(padded > 0, near), near)

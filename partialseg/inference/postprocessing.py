@@ -22,9 +22,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from scipy import ndimage
 
-from partialseg.data.boxes import Box, value_boxes
+from partialseg.data.boxes import value_boxes
 from partialseg.data.classes import other_side, side_of
 from partialseg.data.intensity import sampled
+from partialseg.inference.pieces import pieces
 
 #: What is denser is body; air, and foam of the table, are not.
 BODY_HU = -300.0
@@ -34,8 +35,6 @@ WRONG_SIDE_MM = 15.0
 #: Where the first or the last columns of a scan hold this part of the body's widest section or more, the scan is cut
 #: there, and its middle need not be that of the body.
 CUT_OFF = 0.5
-
-_TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
 
 class OrganRules(BaseModel):
@@ -142,16 +141,22 @@ def apply_rules(mask: np.ndarray, spacing_mm: Sequence[float], rule: OrganRules)
         >>> bool(apply_rules(np.repeat(ring, 3, axis=0), (1, 1, 1), OrganRules(fill_holes=True)).all())
         False
     """
-    if rule.largest_component or rule.min_volume_ml:
-        pieces, _ = ndimage.label(mask, _TOUCHING)
-        voxels = np.bincount(pieces.ravel())
-        voxels[0] = 0
+    if not (rule.largest_component or rule.min_volume_ml or rule.fill_holes):
+        return mask
+    found = pieces(mask)
+    largest = max((int(voxels.max()) for *_, voxels in found), default=0)
+    result = np.zeros_like(mask)
+    for box, numbers, voxels in found:
         kept = voxels * float(np.prod(spacing_mm)) / 1000 >= rule.min_volume_ml
         if rule.largest_component:
-            kept &= np.arange(len(voxels)) == voxels.argmax()
+            first = int(voxels.argmax())
+            kept &= (np.arange(len(voxels)) == first) & (voxels[first] == largest)
+            largest += int(kept.any())  # of two that are equally large the first stays
         kept[0] = False
-        mask = kept[pieces]
-    return fill_holes(mask) if rule.fill_holes else mask
+        part = kept[numbers]
+        # What encloses a hole hangs together, so it is in one island.
+        result[box] |= fill_holes(part) if rule.fill_holes else part
+    return result
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -220,20 +225,26 @@ def _move_to_own_side(
     box = boxes[value - 1] if value <= len(boxes) else None
     if box is None:
         return
-    pieces, count = ndimage.label(labels[box] == value, _TOUCHING)
-    wrong = [
-        piece
-        for piece, part in enumerate(ndimage.find_objects(pieces, count), start=1)
-        if on_wrong_side(_centre(pieces, piece, part, box), middle, side, spacing_mm[2])
-    ]
-    if wrong:
-        after[box][np.isin(pieces, wrong)] = 0 if other is None else classes.index(other)
+    new, part = 0 if other is None else classes.index(other), after[box]
+    for place, numbers, voxels in pieces(labels[box] == value):
+        wrong = [
+            number
+            for number, inside in enumerate(ndimage.find_objects(numbers, len(voxels) - 1), start=1)
+            if on_wrong_side(
+                _centre(numbers[inside] == number) + inside[2].start + place[2].start + box[2].start,
+                middle,
+                side,
+                spacing_mm[2],
+            )
+        ]
+        if wrong:
+            part[place][np.isin(numbers, wrong)] = new
 
 
-def _centre(pieces: np.ndarray, piece: int, part: Box, box: Box) -> float:
-    """Of one piece, along the last axis."""
-    profile = np.count_nonzero(pieces[part] == piece, axis=(0, 1))
-    return float(profile @ np.arange(len(profile)) / profile.sum()) + part[2].start + box[2].start
+def _centre(mask: np.ndarray) -> float:
+    """Of a mask, along the last axis."""
+    profile = np.count_nonzero(mask, axis=(0, 1))
+    return float(profile @ np.arange(len(profile)) / profile.sum())
 
 
 def _changes(

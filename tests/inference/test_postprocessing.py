@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from partialseg.inference.postprocessing import OrganRules, middle_of_body, postprocess
+from partialseg.inference.postprocessing import OrganRules, apply_rules, middle_of_body, postprocess
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
 MM = (1.0, 1.0, 10.0)  # a piece of 2 x 5 x 10 voxels has 1 mL
@@ -121,3 +122,34 @@ def test_the_middle_is_told_with_an_arm_at_one_side_and_not_in_a_scan_without_bo
     scan[:, 12:16, 90:94] = 40
     assert middle_of_body(scan) == pytest.approx(50, abs=2)
     assert middle_of_body(np.full((4, 30, 100), -1000.0)) is None
+
+
+def plain_rules(mask, rule):
+    """The same by one labelling of the whole box."""
+    numbers, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    voxels = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+    kept = voxels * np.prod(MM) / 1000 >= rule.min_volume_ml
+    if rule.largest_component:
+        kept &= np.arange(count) == voxels.argmax()
+    mask = np.isin(numbers, np.flatnonzero(kept) + 1)
+    return ndimage.binary_fill_holes(mask) if rule.fill_holes else mask
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.2, 0.8])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        OrganRules(largest_component=True),
+        OrganRules(min_volume_ml=0.021),
+        OrganRules(fill_holes=True),
+        OrganRules(largest_component=True, min_volume_ml=0.05, fill_holes=True),
+    ],
+    ids=lambda rule: "-".join(rule.names),
+)
+def test_going_by_islands_is_the_same_as_labelling_the_whole_box(rule, share):
+    random = np.random.default_rng(int(1000 * share))
+    mask = random.random((41, 23, 30)) < share
+    mask[5:12, 3:10, 20:29] = True
+    mask[7:10, 5:8, 22:26] = False
+    mask[8, 6, 24] = True  # a speck in the hole
+    np.testing.assert_array_equal(apply_rules(mask, MM, rule), plain_rules(mask, rule))
