@@ -209,7 +209,11 @@ def _organs(given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...] 
     """The organs that are asked for, in the order of the class list; None for all."""
     if given is None:
         return None
-    names = [name.strip() for text in given for name in text.split(",")]
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter(
+            f"names no organ, expected some of {', '.join(known)}", param_hint="--organs"
+        )
     strangers = [name for name in names if name not in known]
     if strangers:
         raise typer.BadParameter(

@@ -70,7 +70,7 @@ def organ_warnings(
         >>> for warning in organ_warnings(labels, (1, 1, 1), {"liver": 1, "spleen": 2}, None):
         ...     print(warning.organ, warning.kind, warning.text, sep=": ")
         spleen: not_found: spleen was not found
-        liver: touches_border: liver reaches the upper end of the scan: its volume is not that of the whole organ
+        liver: touches_border: liver reaches the border of the scan (upper end): its volume is incomplete
     """
     boxes = value_boxes(labels)
     found = {
@@ -86,10 +86,8 @@ def organ_warnings(
     ]
     for organ, box in found.items():
         if ends := _ends_reached(box, labels.shape):
-            text = f"{organ} reaches the {' and the '.join(ends)} of the scan"
-            warnings.append(
-                PredictionWarning(organ, BORDER, f"{text}: its volume is not that of the whole organ")
-            )
+            text = f"{organ} reaches the border of the scan ({', '.join(ends)})"
+            warnings.append(PredictionWarning(organ, BORDER, f"{text}: its volume is incomplete"))
     centres = organ_centres_mm(labels, {organ: [value] for organ, value in present.items()}, spacing_mm)
     warnings += _place_warnings(centres, spacing_mm, middle)
     pieces = piece_notes(labels, present, spacing_mm)

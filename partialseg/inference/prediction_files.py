@@ -12,6 +12,7 @@ what lies beside it.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -231,8 +232,13 @@ def _volumes_ml(
 
 
 def _take_away(label_map: Path) -> None:
-    """Remove a prediction that is there, the label map first."""
+    """Remove a prediction that is there, the label map first, and what a killed process left of one."""
     label_map.unlink(missing_ok=True)
+    names = (label_map, _sidecar_path(label_map), _dicom_seg_path(label_map), _probabilities_path(label_map))
+    own = "|".join(re.escape(path.name) for path in names)
+    for path in label_map.parent.glob(".partial-*"):
+        if re.fullmatch(rf"(\.partial-[0-9a-f]{{8}}-)+({own})", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     _dicom_seg_path(label_map).unlink(missing_ok=True)
     shutil.rmtree(_probabilities_path(label_map), ignore_errors=True)
     _sidecar_path(label_map).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +61,13 @@ class ProbabilityMaps:
 
 @contextmanager
 def probability_maps(beside: Path, scan: Volume, organs: Mapping[str, int]) -> Iterator[ProbabilityMaps]:
-    """Maps for a scan; what lies on the disk meanwhile is in a hidden folder beside the given file, and removed."""
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=beside.parent))
+    """Maps for a scan; what lies on the disk meanwhile is in a hidden folder beside the given file, and removed.
+
+    A killed process leaves the folder, so it has the same name each time, and what is in it is removed first.
+    """
+    folder = beside.with_name(f".partial-probabilities-{beside.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     try:
         yield ProbabilityMaps(folder, scan, organs)
     finally:

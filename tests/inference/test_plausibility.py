@@ -50,8 +50,8 @@ def test_each_end_of_the_scan_is_told():
     labels[:20, 12, 24] = 3
     labels[25:, 25, 60] = 1
     said = {warning.organ: warning.text for warning in organ_warnings(labels, MM, ORGANS, 40.0)}
-    assert "left_kidney reaches the lower end of the scan" in said["left_kidney"]
-    assert "liver reaches the upper end of the scan" in said["liver"]
+    assert "left_kidney reaches the border of the scan (lower end)" in said["left_kidney"]
+    assert "liver reaches the border of the scan (upper end)" in said["liver"]
 
 
 def test_one_organ_alone_is_held_against_the_middle_of_the_body():

@@ -125,6 +125,18 @@ def test_what_changed_is_made_again(run, scans, tmp_path, network, what):
     assert go(run, scans, out, **arguments).written == []
 
 
+def test_what_a_killed_process_left_of_a_case_goes_and_what_another_works_on_stays(
+    run, scans, tmp_path, network
+):
+    out = tmp_path / "out"
+    (out / ".partial-probabilities-a.nii.gz").mkdir(parents=True)
+    (out / ".partial-0123abcd-a_probabilities").mkdir()
+    for name in ("a.json", "a.nii.gz", ".partial-4567cdef-a.nii.gz", "x-a.nii.gz"):
+        (out / f".partial-0123abcd-{name}").write_bytes(b"half")
+    predict(run, [scans / "a.nii.gz"], out, progress=False, outputs=Outputs(probabilities=True))
+    assert [path.name for path in out.glob(".*")] == [".partial-0123abcd-x-a.nii.gz"]
+
+
 def test_a_scan_that_can_no_longer_be_read_leaves_its_prediction(run, scans, tmp_path, network):
     out = tmp_path / "out"
     go(run, scans, out)
