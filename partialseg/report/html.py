@@ -101,7 +101,7 @@ def write_report(
         niivue_version=niivue_version(),
         parts=page_parts(),
         legend=organ_colours(_organs(scored)),
-        worst=_worst(scored),
+        worst=_worst(scored, viewer),
         runs={name: run_facts(folder) for name, folder in runs.items()},
     )
     write_text(path, html)
@@ -140,12 +140,7 @@ def _shown_cases(
 
 def _case_table(rows: Sequence[CaseRow], viewer: Viewer) -> list[dict[str, Any]]:
     """The rows of the table of cases, each with the places of its case and its network in the viewer."""
-    table = []
-    for row in rows:
-        number = viewer.number_of(row.dataset, row.case)
-        names = [] if number is None else [entry["name"] for entry in viewer.cases[number]["networks"]]
-        table.append({"row": row, "number": number, "network": names.index(row.network) if names else None})
-    return table
+    return [{"row": row, "place": viewer.place_of(row.dataset, row.case, row.network)} for row in rows]
 
 
 def _dice_rows(case: ShownCase) -> list[tuple[str, list[str]]]:
@@ -161,15 +156,19 @@ def _dice(rows: pd.DataFrame, organ: str) -> str:
     return f"{dice:.3f}" if outcome == "scored" else outcome
 
 
-def _worst(scored: Mapping[str, pd.DataFrame]) -> list[list[str]]:
+def _worst(scored: Mapping[str, pd.DataFrame], viewer: Viewer) -> list[dict[str, Any]]:
+    """The rows of the lowest scores, in words, with their places in the viewer."""
     if not scored:
         return []
     return [
-        [
-            *(row.network, row.dataset, row.case, organ_words(row.organ), f"{row.dice:.3f}"),
-            f"{row.hd95_mm:.1f}" if np.isfinite(row.hd95_mm) else "–",
-            row.outcome,
-        ]
+        {
+            "place": viewer.place_of(row.dataset, row.case, row.network),
+            "texts": [
+                *(row.network, row.dataset, row.case, organ_words(row.organ), f"{row.dice:.3f}"),
+                f"{row.hd95_mm:.1f}" if np.isfinite(row.hd95_mm) else "–",
+                row.outcome,
+            ],
+        }
         for row in worst_scores(scored).itertuples()
     ]
 

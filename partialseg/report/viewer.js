@@ -91,7 +91,7 @@ async function start() {
   const options = {
     ...{ sliceType: VIEWS[state.view], multiplanarShowRender: NEVER, multiplanarPadPixels: 4 },
     ...{ isRadiologicalConvention: true, atlasOutline: 1, backColor: [0, 0, 0, 1], fontColor: [0.75, 0.8, 0.8, 1] },
-    ...{ crosshairWidth: 0.15, crosshairWidthUnit: "percent", crosshairGap: 2, crosshairColor: [0.37, 0.83, 0.66, 0.8], textHeight: 0.035, loadingText: "" },
+    ...{ crosshairWidth: 0.3, crosshairWidthUnit: "percent", crosshairGap: 2, crosshairColor: [0.37, 0.83, 0.66, 0.8], textHeight: 0.035, loadingText: "" },
     ...{ viewModeHotKey: "", clipPlaneHotKey: "", logLevel: "error" },
   };
   const model = new Model(
@@ -312,10 +312,16 @@ function press(event) {
   else if (views[Number(event.key) - 1]) choose("view", views[Number(event.key) - 1]);
   else if (event.key in steps) show((state.number + steps[event.key] + cases.length) % cases.length);
   else if (event.key === "t" || event.key === "s") viewer.querySelector(`[name=${{ t: "truth", s: "scan" }[event.key]}]`).click();
+  else if (event.key === "f") fullScreen();
   else if (event.key === "p") viewer.querySelector("#viewer-networks input").click();
   else return;
   event.preventDefault();
   event.stopPropagation();
+}
+
+function fullScreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else viewer.requestFullscreen();
 }
 
 function choose(name, value) {
@@ -335,7 +341,7 @@ for (const input of viewer.querySelectorAll("[name]")) {
 for (const row of document.querySelectorAll("tr[data-shown]")) {
   const open = () => {
     show(Number(row.dataset.shown), Number(row.dataset.network));
-    viewer.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    stage.scrollIntoView({ block: "nearest", behavior: "smooth" });
   };
   row.tabIndex = 0;
   row.addEventListener("click", open);
@@ -350,8 +356,9 @@ for (const made of document.querySelectorAll("button[data-shown]")) {
   made.hidden = false;
   made.addEventListener("click", () => {
     show(Number(made.dataset.shown));
-    viewer.scrollIntoView({ block: "center" });
+    stage.scrollIntoView({ block: "nearest" });
   });
 }
 
+element("viewer-full").addEventListener("click", fullScreen);
 viewer.hidden = false;

@@ -71,10 +71,12 @@ class Viewer:
         self.cases.append(_described(shown, volumes, packed))
         return number
 
-    def number_of(self, dataset: str, case: str) -> int | None:
-        """The place of a case among `cases`; None where it was not added."""
-        names = [(entry["dataset"], entry["case"]) for entry in self.cases]
-        return names.index((dataset, case)) if (dataset, case) in names else None
+    def place_of(self, dataset: str, case: str, network: str) -> tuple[int, int] | None:
+        """The place of a case among `cases`, and of a network in it; None where the case was not added."""
+        for number, entry in enumerate(self.cases):
+            if (entry["dataset"], entry["case"]) == (dataset, case):
+                return number, [shown["name"] for shown in entry["networks"]].index(network)
+        return None
 
 
 def _described(shown: ShownCase, volumes: CaseVolumes, packed: PackedCase) -> dict[str, Any]:
