@@ -32,6 +32,7 @@ from partialseg.inspect_command import inspect
 from partialseg.plan_command import plan
 from partialseg.predict_command import postprocess, predict
 from partialseg.service_commands import service_app
+from partialseg.table_command import table
 
 app = typer.Typer(
     name="partialseg",
@@ -275,6 +276,7 @@ app.command()(postprocess)
 
 
 app.command()(evaluate)
+app.command()(table)
 app.command()(compare)
 
 

@@ -32,6 +32,7 @@ LAYERS = (
         "predict_command",
         "evaluate_command",
         "compare_command",
+        "table_command",
         "cli",
     ),
 )

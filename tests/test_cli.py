@@ -123,6 +123,7 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         "predict",
         "evaluate",
         "compare",
+        "table",
         "export",
         "study",
         "report",
@@ -491,6 +492,30 @@ def test_compare_says_what_differs_between_two_runs(predictions, raw, tmp_path):
         "compare", tmp_path / "plain", tmp_path / "marginal", "--out", tmp_path / "out", "--names", "x", "x"
     )
     assert (same.status, "two different names" in same.err) == (2, True)
+
+
+def test_table_joins_scores(predictions, raw, tmp_path):
+    ended = call(
+        *(
+            "evaluate",
+            predictions,
+            "--truth",
+            raw,
+            "--card",
+            "kits19",
+            "--out",
+            tmp_path / "scores",
+            "--jobs",
+            1,
+        )
+    )
+    assert ended.status == 0, ended
+    ended = call("table", tmp_path / "scores", "--out", tmp_path / "table")
+    assert ended.status == 0, ended
+    assert ended.out.splitlines()[-1] == f"Table: {tmp_path / 'table' / 'table.md'}"
+    assert (tmp_path / "table/table.md").read_text() == (tmp_path / "scores/table.md").read_text()
+    again = call("table", tmp_path / "scores", tmp_path / "scores/scores.csv", "--out", tmp_path / "table")
+    assert_problem(again, "is scored in another file as well")
 
 
 def test_compare_without_scores_is_a_problem(tmp_path):

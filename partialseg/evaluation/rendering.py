@@ -270,7 +270,9 @@ def _mean(row: Mapping[str, float], metric: str, brief: bool) -> str:
     number = row["n_hd"] if metric in (*DISTANCES["mm"], *DISTANCES["voxels"]) else row["n"]
     if metric == "volume_error":
         number = row["n_volume"]
-    return text if number == row["n"] else f"{text} ({_count(number)} of {_count(row['n'])})"
+    if number == row["n"] or (brief and metric.startswith("hd_")):  # HD95 beside it says of how many
+        return text
+    return f"{text} ({_count(number)} of {_count(row['n'])})"
 
 
 def _interval(row: Mapping[str, float], metric: str) -> str:

@@ -72,21 +72,21 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     return scores.astype({name: float for name in known if name in NUMBERS})
 
 
-def read_all_scores(path: str | Path) -> pd.DataFrame:
-    """Read one file of scores, or all that lie in a folder or up to two folders below it.
+def read_all_scores(*paths: str | Path) -> pd.DataFrame:
+    """Read files of scores, or all that lie in folders or up to two folders below them.
 
     Args:
-        path: A `scores.csv`, what `evaluate` wrote, or a folder of several such folders, such as a run.
+        *paths: Each a `scores.csv`, what `evaluate` wrote, or a folder of several such folders, such as a run.
 
     Raises:
         DataError: If there are none, or a case is scored in two of them.
     """
-    path = Path(path)
-    files = [path]
-    if path.is_dir():
-        files = [file for place in _PLACES for file in sorted(path.glob(place))]
-    if not files:
-        raise DataError(path, "holds no scores.csv", "run `partialseg evaluate` first")
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = [file for place in _PLACES for file in sorted(path.glob(place))] if path.is_dir() else [path]
+        if not found:
+            raise DataError(path, "holds no scores.csv", "run `partialseg evaluate` first")
+        files += found
     scores = pd.concat([read_scores(file).assign(file=str(file)) for file in files], ignore_index=True)
     twice = scores[scores.duplicated(["dataset", "case", "organ"])]
     if len(twice):

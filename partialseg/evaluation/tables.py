@@ -26,7 +26,14 @@ from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
 from partialseg.evaluation.rendering import layout, markdown, render_table
-from partialseg.evaluation.score_files import COLUMNS, DISTANCES, columns, read_scores, records
+from partialseg.evaluation.score_files import (
+    COLUMNS,
+    DISTANCES,
+    columns,
+    read_all_scores,
+    read_scores,
+    records,
+)
 from partialseg.evaluation.summary import compare, organ_table, worst_cases
 from partialseg.files import write_json, write_text
 from partialseg.machine import jobs_in_memory
@@ -38,6 +45,7 @@ __all__ = [
     "EvaluateResult",
     "compare",
     "evaluate",
+    "join_tables",
     "layout",
     "markdown",
     "organ_table",
@@ -133,6 +141,29 @@ def evaluate(
     scores = pd.DataFrame(rows, columns=list(names))
     _write(out, scores, problems, notes)
     return EvaluateResult(scores, problems, notes)
+
+
+def join_tables(scores: Sequence[str | Path], out: str | Path) -> pd.DataFrame:
+    """Put the scores of several datasets into one table organ × dataset.
+
+    Args:
+        scores: Files or folders of one network's scores, see `partialseg.evaluation.score_files.read_all_scores`.
+        out: Gets `table.csv`, `table.json` and `table.md`, as of `evaluate`.
+
+    Returns:
+        The table, see `organ_table`.
+
+    Raises:
+        DataError: If there are no scores, a case is scored twice, or settings of the metrics differ.
+    """
+    together = read_all_scores(*scores)
+    try:
+        table = organ_table(together)
+    except ValueError as error:
+        where = ", ".join(map(str, scores))
+        raise DataError(where, str(error), "they belong into one table only if they are alike") from error
+    _write_table(Path(out), table, together)
+    return table
 
 
 def prediction_classes(path: Path) -> tuple[str, ...]:
@@ -316,10 +347,13 @@ def _check_same_grid(path: Path, prediction: Volume, case: RawCase, truth: Volum
 
 
 def _write(out: Path, scores: pd.DataFrame, problems: list[DataError], notes: list[str]) -> None:
-    table = organ_table(scores)
     write_text(out / "scores.csv", scores.to_csv(index=False))
-    write_text(out / "table.csv", table.to_csv(index=False))
-    write_text(out / "table.md", markdown(table, worst_cases(scores)))
     content = {"scores": records(scores), "problems": [str(problem) for problem in problems], "notes": notes}
     write_json(out / "scores.json", content)
+    _write_table(out, organ_table(scores), scores)
+
+
+def _write_table(out: Path, table: pd.DataFrame, scores: pd.DataFrame) -> None:
+    write_text(out / "table.csv", table.to_csv(index=False))
+    write_text(out / "table.md", markdown(table, worst_cases(scores)))
     write_json(out / "table.json", records(table))

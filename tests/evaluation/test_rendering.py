@@ -1,3 +1,7 @@
+import io
+
+from rich.console import Console
+
 from partialseg.evaluation import compare, organ_table, render_table
 from partialseg.evaluation.rendering import layout, markdown
 
@@ -46,3 +50,14 @@ def test_in_brief_there_are_means_alone_and_no_counts_that_are_all_0(scores):
     arranged = layout(organ_table(scores), brief=True)
     assert arranged.headers == ["organ ∈ dataset", "n", "Dice", "HD mm", "HD95 mm", "missed", "both empty"]
     assert not any("±" in cell.text for row in arranged.rows for cell in row)
+
+
+def test_in_brief_a_wide_table_fits_100_columns(make_scores):
+    rows = [
+        ("msd_pancreas", f"c{i}", "right_kidney", 0.9 - 0.001 * i if i else 0.0, 100.0 if i else None)
+        for i in range(200)
+    ]
+    console = Console(width=100, file=io.StringIO())
+    console.print(render_table(organ_table(make_scores(*rows))))
+    lines = console.file.getvalue().splitlines()
+    assert any("right kidney ∈ msd_pancreas" in line and "(199 of 200)" in line for line in lines)

@@ -2,11 +2,13 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from partialseg.data.cards import Override, read_card
 from partialseg.evaluation import evaluate, read_scores
 from partialseg.evaluation.score_files import COLUMNS, columns
+from partialseg.evaluation.tables import join_tables
 
 CLASSES = ["background", "liver", "spleen", "pancreas", "left_kidney", "right_kidney"]
 
@@ -111,6 +113,29 @@ def test_cases_at_a_time_make_the_same_scores(liver_truth):
     together = run(liver_truth, {"jobs": 2})
     assert together.scores.equals(alone.scores)
     assert [str(problem) for problem in together.problems] == [str(problem) for problem in alone.problems]
+
+
+def test_scores_of_several_datasets_make_one_table(liver_truth):
+    run(liver_truth, liver_0=box(2, 2, 2), liver_1=box(5, 5, 3))
+    scores = pd.read_csv(liver_truth / "scores/scores.csv")
+    (liver_truth / "more").mkdir()
+    scores.assign(dataset="lits", dice=0.5).to_csv(liver_truth / "more/scores.csv", index=False)
+    table = join_tables([liver_truth / "scores", liver_truth / "more/scores.csv"], liver_truth / "table")
+    assert table[["organ", "dataset", "n"]].values.tolist() == [
+        ["liver", "msd_liver", 2],
+        ["liver", "lits", 2],
+        ["all", "", 4],
+    ]
+    assert {path.name for path in (liver_truth / "table").iterdir()} == {
+        "table.csv",
+        "table.json",
+        "table.md",
+    }
+    scores.assign(dataset="lits", hd95_definition="pooled").to_csv(
+        liver_truth / "more/scores.csv", index=False
+    )
+    with pytest.raises(ValueError, match="mix hd95_definition directed_max, pooled"):
+        join_tables([liver_truth / "scores", liver_truth / "more"], liver_truth / "table")
 
 
 def test_the_files_hold_what_was_returned(liver_truth):
