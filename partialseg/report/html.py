@@ -24,8 +24,9 @@ from partialseg.progress import track
 from partialseg.report.case_table import CaseRow, case_rows
 from partialseg.report.case_volumes import draw_case, read_case
 from partialseg.report.cases import ShownCase, choose_cases, organ_words, went_wrong, worst_scores
+from partialseg.report.packed_volumes import ERROR_KINDS
 from partialseg.report.run_facts import run_curves, run_facts
-from partialseg.report.viewer import Viewer, niivue_script, niivue_version, page_parts
+from partialseg.report.viewer import ERROR_COLOURS, Viewer, niivue_script, niivue_version, page_parts
 
 #: Pictures are added until they take this much; in base64 they take a third more.
 MAX_PICTURE_BYTES = 10_000_000
@@ -99,6 +100,7 @@ def write_report(
         viewer=viewer,
         niivue=niivue_script() if viewer.cases else "",
         niivue_version=niivue_version(),
+        errors=dict(zip(ERROR_KINDS, ERROR_COLOURS, strict=True)),
         parts=page_parts(),
         legend=organ_colours(_organs(scored)),
         worst=_worst(scored, viewer),

@@ -28,6 +28,8 @@ MARGIN_MM = 30.0
 MAX_VOXELS = 1_000_000
 #: No finer than this along any axis: organs do not look different.
 FINEST_MM = 1.5
+#: The values of a map of errors, from 1 on: the truth has an organ there, the prediction has, both have different ones.
+ERROR_KINDS = ("too little", "too much", "another organ")
 #: NIfTI's code of label maps, by which NiiVue knows of which volumes it can draw the edge.
 INTENT_LABEL = 1002
 
@@ -56,6 +58,8 @@ class PackedCase:
         truth: uint8 class indices; one above the last class: may be one organ or another. Its intent is
             `INTENT_LABEL`.
         predictions: For each network uint8 class indices.
+        error_maps: For each network uint8, where it erred on the organs that it was scored on: 0 nowhere, then
+            `ERROR_KINDS`.
         spacing_mm: Voxel size `(z, y, x)`.
         organs: For each organ that is in the truth, or else in a prediction, where most of it is.
         errors: For each network that erred, where the largest error is.
@@ -64,6 +68,7 @@ class PackedCase:
     scan: bytes
     truth: bytes
     predictions: dict[str, bytes]
+    error_maps: dict[str, bytes]
     spacing_mm: tuple[float, float, float]
     organs: list[Place]
     errors: dict[str, Place]
@@ -71,7 +76,8 @@ class PackedCase:
     @property
     def size(self) -> int:
         """Bytes of all files together."""
-        return len(self.scan) + len(self.truth) + sum(map(len, self.predictions.values()))
+        maps = [*self.predictions.values(), *self.error_maps.values()]
+        return len(self.scan) + len(self.truth) + sum(map(len, maps))
 
 
 def pack_case(case: CaseVolumes, max_voxels: int = MAX_VOXELS) -> PackedCase:
@@ -106,6 +112,10 @@ def pack_case(case: CaseVolumes, max_voxels: int = MAX_VOXELS) -> PackedCase:
         scan=_nifti(grey, affine, slope=HU_STEP, intercept=low),
         truth=_nifti(truth, affine, intent=INTENT_LABEL),
         predictions={name: _nifti(labels, affine) for name, labels in predictions.items()},
+        error_maps={
+            name: _nifti(_error_map(truth, labels, case.classes, case.scored[name]), affine)
+            for name, labels in predictions.items()
+        },
         spacing_mm=spacing,
         organs=_organ_places([truth, *predictions.values()], case.classes),
         errors={name: place for name, place in found.items() if place is not None},
@@ -181,6 +191,16 @@ def _largest_error(
             kind = max(voxels, key=voxels.__getitem__)
             worst, place = share, Place(_inside(missed if kind == "too little" else added), organ, kind)
     return place
+
+
+def _error_map(
+    truth: np.ndarray, labels: np.ndarray, classes: Sequence[str], organs: Sequence[str]
+) -> np.ndarray:
+    values = [classes.index(organ) for organ in organs]
+    true, found = (np.where(np.isin(array, values), array, 0) for array in (truth, labels))
+    kinds = [(true > 0) & (found == 0), (true == 0) & (found > 0), (true > 0) & (found > 0) & (true != found)]
+    errors = np.select(kinds, range(1, len(ERROR_KINDS) + 1), 0)
+    return np.where(truth < len(classes), errors, 0).astype(np.uint8)
 
 
 def _inside(mask: np.ndarray) -> tuple[int, int, int]:

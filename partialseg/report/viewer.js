@@ -69,7 +69,7 @@ function volumeModel(name, id, colours, values) {
 }
 
 const children = new Map();
-const state = { number: null, networks: new Set(), truth: true, scan: true, view: "slices", window: "abdomen", opacity: 0.45 };
+const state = { number: null, networks: new Set(), truth: true, scan: true, errors: false, view: "slices", window: "abdomen", opacity: 0.45 };
 let main = null;
 let onStage = [];
 let queue = Promise.resolve();
@@ -119,7 +119,7 @@ async function start() {
 // What is on the stage, back to front. NiiVue draws edges only of the first map over a scan, and lights the surface
 // only of what is at the back, so that in 3D a label map stands alone.
 function layers() {
-  const labels = [...state.networks].sort().map((index) => `prediction-${index}`);
+  const labels = [...state.networks].sort().map((index) => `${state.errors ? "errors" : "prediction"}-${index}`);
   if (state.view === "solid") return [labels[0] ?? "truth"];
   return ["scan", ...(state.truth ? ["truth"] : []), ...labels];
 }
@@ -135,14 +135,20 @@ function valuesOf(what) {
   return { opacity: solid ? 1 : edgeAlone ? 0 : state.opacity };
 }
 
+function labelsOf(what) {
+  const { labels, errors } = cases[state.number];
+  return what.startsWith("errors") ? errors : labels;
+}
+
 // The name of a layer's model. In 3D it is another one: what is at the back must be new on the stage, since NiiVue
 // takes the first volume that comes for it.
 function child(what) {
   const id = `volume-${state.number}-${what}`;
   const name = state.view === "solid" ? `${id}-solid` : id;
   if (!children.has(name)) {
-    const { luts, labels } = cases[state.number];
-    const lut = luts[what === "truth" ? "truth" : "prediction"];
+    const { luts } = cases[state.number];
+    const lut = luts[what.split("-")[0]];
+    const labels = labelsOf(what);
     const colours = what === "scan" ? null : { lut, min: 0, max: labels.length - 1, labels };
     children.set(name, volumeModel(what, id, colours, valuesOf(what)));
   }
@@ -194,14 +200,14 @@ function goTo([x, y, z]) {
 }
 
 function describeLocation({ mm, values }) {
-  const { labels, networks } = cases[state.number];
+  const { networks } = cases[state.number];
   const shown = layers();
   if (values.length !== shown.length) return;
   const parts = shown.map((what, index) => {
     const value = Math.round(values[index].value);
     if (what === "scan") return `${value} HU`;
     const name = what === "truth" ? "Truth" : networks[Number(what.split("-")[1])].name;
-    return `${name}: ${labels[value]}`;
+    return `${name}: ${labelsOf(what)[value]}`;
   });
   const [x, y, z] = mm;
   readout.textContent = [...parts, `x ${x.toFixed(0)}, y ${y.toFixed(0)}, z ${z.toFixed(0)} mm`].join(" · ");
@@ -304,6 +310,8 @@ const MOVES = {
   ...{ PageUp: [0, 1, 0], PageDown: [0, -1, 0] },
 };
 
+const BOXES = { s: "scan", t: "truth", e: "errors" };
+
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const views = Object.keys(VIEWS);
@@ -311,7 +319,7 @@ function press(event) {
   if (event.key in MOVES) main.command("move_crosshair_in_vox", ...MOVES[event.key]);
   else if (views[Number(event.key) - 1]) choose("view", views[Number(event.key) - 1]);
   else if (event.key in steps) show((state.number + steps[event.key] + cases.length) % cases.length);
-  else if (event.key === "t" || event.key === "s") viewer.querySelector(`[name=${{ t: "truth", s: "scan" }[event.key]}]`).click();
+  else if (event.key in BOXES) viewer.querySelector(`[name=${BOXES[event.key]}]`).click();
   else if (event.key === "f") fullScreen();
   else if (event.key === "p") viewer.querySelector("#viewer-networks input").click();
   else return;

@@ -12,7 +12,7 @@ import functools
 import gzip
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from partialseg.data.classes import organ_colours
 from partialseg.errors import DataError
 from partialseg.report.case_volumes import CaseVolumes
 from partialseg.report.cases import ShownCase, organ_words, went_wrong
-from partialseg.report.packed_volumes import PackedCase, pack_case
+from partialseg.report.packed_volumes import ERROR_KINDS, PackedCase, pack_case
 from partialseg.report.pictures import WINDOW_HU
 
 #: Volumes are added until they take this much; in base64 they take a third more.
 MAX_VOLUME_BYTES = 24_000_000
 #: The colour of voxels that may be one organ or another, as in the pictures.
 UNKNOWN_COLOUR = "#ffffff"
+#: Of each of `ERROR_KINDS`; none is an organ's among the paper's.
+ERROR_COLOURS = ("#ff40ff", "#ff9d00", "#ffffff")
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Viewer:
         self.size += packed.size
         number = len(self.cases)
         contents = {"scan": packed.scan, "truth": packed.truth}
-        contents |= {f"prediction-{index}": file for index, file in enumerate(packed.predictions.values())}
+        for what, maps in {"prediction": packed.predictions, "errors": packed.error_maps}.items():
+            contents |= {f"{what}-{index}": file for index, file in enumerate(maps.values())}
         self.files |= {
             f"volume-{number}-{what}": base64.b64encode(file).decode("ascii")
             for what, file in contents.items()
@@ -91,7 +94,12 @@ def _described(shown: ShownCase, volumes: CaseVolumes, packed: PackedCase) -> di
         "annotated": [organ in volumes.annotated for organ in organs],
         "colours": list(organ_colours(organs).values()),
         "labels": ["background", *names, "one organ or another"],
-        "luts": {"prediction": label_colours(organs), "truth": label_colours(organs, light=0.25)},
+        "errors": ["no error", *ERROR_KINDS],
+        "luts": {
+            "prediction": label_colours(organs),
+            "truth": label_colours(organs, light=0.25),
+            "errors": _table(ERROR_COLOURS),
+        },
         "window": [WINDOW_HU[0] - WINDOW_HU[1] / 2, WINDOW_HU[0] + WINDOW_HU[1] / 2],
         "spacing": [round(size, 2) for size in reversed(packed.spacing_mm)],
         "places": {organ_words(place.organ): place.voxel for place in packed.organs},
@@ -124,8 +132,12 @@ def label_colours(organs: tuple[str, ...], light: float = 0.0) -> list[int]:
         >>> label_colours(("liver",))
         [0, 0, 0, 0, 255, 0, 0, 255, 255, 255, 255, 255]
     """
+    return _table([*organ_colours(organs).values(), UNKNOWN_COLOUR], light)
+
+
+def _table(colours: Sequence[str], light: float = 0.0) -> list[int]:
     table = [0, 0, 0, 0]
-    for colour in [*organ_colours(organs).values(), UNKNOWN_COLOUR]:
+    for colour in colours:
         table += [round(255 * ((1 - light) * part + light)) for part in to_rgb(colour)] + [255]
     return table
 

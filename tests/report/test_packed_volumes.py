@@ -96,6 +96,19 @@ def test_places_lie_in_the_organs_and_in_the_largest_errors(case):
     assert "good" not in pack_case(dataclasses.replace(case, scored={"good": ("liver",), "bad": ()})).errors
 
 
+def test_a_map_of_errors_says_where_a_network_found_too_little_too_much_or_another_organ(case):
+    labels = case.truth.copy()
+    labels[12:16, 20:30, 10:12] = 0
+    labels[12:14, 20:22, 20:22] = 2
+    labels[10:12, 20:22, 35:37] = 2
+    labels[25, 25, 25] = 1  # where it is not known what is true
+    packed = pack_case(dataclasses.replace(case, predictions={"good": labels}))
+    errors, _ = read(packed.error_maps["good"])
+    assert np.bincount(errors.ravel()).tolist()[1:] == [4 * 10 * 2, 2 * 2 * 2, 2 * 2 * 2]
+    of_liver = dataclasses.replace(case, predictions={"good": labels}, scored={"good": ("liver",)})
+    assert np.bincount(read(pack_case(of_liver).error_maps["good"])[0].ravel()).tolist()[1:] == [8]
+
+
 def test_the_edge_is_drawn_of_the_truth_alone(case):
     packed = pack_case(case)
     intents = [

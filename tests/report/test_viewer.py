@@ -160,6 +160,10 @@ def test_layers_are_shown_and_hidden_and_3d_comes_and_goes(page):
     page.click("#viewer [value=slices]")
     page.settle()
     np.testing.assert_allclose(page.pixels(), both, atol=3)
+    page.click("#viewer [name=errors]")
+    page.settle()
+    assert "F alone: too " in page.find("#viewer output").text
+    assert reds(page.pixels()) < reds(both)
     page.click("#viewer-networks input")
     page.settle()
     assert "F alone" not in page.find("#viewer output").text
