@@ -140,7 +140,7 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
     parts[0] += "; the last row is the mean of the rows above."
     if not compared and np.isfinite(table.filter(regex="_low$").to_numpy(dtype=float)).any():
         parts.append(
-            f"In brackets the 95 % bootstrap interval of the mean, from {MIN_CASES} cases on with a value."
+            f"In brackets the 95 % bootstrap interval (CI) of the mean, from {MIN_CASES} cases on with a value."
         )
     parts.append(f"HD95: {HD95_DEFINITIONS[table['hd95_definition'].iloc[0]]}.")
     if not compared and _in_voxels(table):
@@ -186,6 +186,13 @@ def _in_voxels(table: pd.DataFrame) -> bool:
 
 def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: bool) -> dict[str, list[Cell]]:
     columns = {"n": [Cell(_count(row["n"])) for row in rows]}
+    counts = {
+        header: [Cell(_count(row[count])) for row in rows]
+        for count, header in _COUNTS.items()
+        if not brief or count == "missed" or any(row[count] for row in rows)
+    }
+    if not brief:  # a wide table may be cut off at its right
+        columns |= counts
     hidden = DISTANCES["mm"] if brief and _in_voxels(table) else ()
     shown = [name for name in HEADERS if f"{name}_mean" in table.columns and name not in hidden]
     for metric in shown:
@@ -199,11 +206,8 @@ def _single(table: pd.DataFrame, rows: Sequence[Mapping[str, float]], brief: boo
             ]
         elif not brief and metric in _IN_FULL:
             columns[f"{header} median"] = [Cell(number_text(row[f"{metric}_median"], metric)) for row in rows]
-            columns[f"{header} 95 % interval"] = [Cell(_interval(row, metric) or "–") for row in rows]
-    for count, header in _COUNTS.items():
-        if not brief or count == "missed" or any(row[count] for row in rows):
-            columns[header] = [Cell(_count(row[count])) for row in rows]
-    return columns
+            columns[f"{header} 95 % CI"] = [Cell(_interval(row, metric) or "–") for row in rows]
+    return columns | counts
 
 
 def _compared(

@@ -46,7 +46,7 @@ def test_no_scores_make_an_empty_table(scores):
     table = organ_table(scores.iloc[:0])
     assert len(table) == 0
     assert "dice_mean" in table
-    assert markdown(table).startswith("| organ ∈ dataset | n | Dice |")
+    assert markdown(table).startswith("| organ ∈ dataset | n | missed | hallucinated | both empty | Dice |")
 
 
 def test_mixed_definitions_of_hd95_are_refused(scores):
