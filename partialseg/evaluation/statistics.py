@@ -17,6 +17,7 @@ MIN_CASES = 6
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
+_DRAWN_AT_A_TIME = 5_000_000
 #: Up to so many pairs p is exact.
 MAX_EXACT = 50
 
@@ -51,11 +52,21 @@ def resampled_means(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, dtype=np.float64)
     known = np.isfinite(values)
-    # How often each row is drawn is all that a mean needs.
-    counts = np.random.default_rng(SEED).multinomial(len(values), [1 / len(values)] * len(values), RESAMPLES)
-    counts = counts.astype(np.float64)
-    sums, numbers = counts @ np.where(known, values, 0), counts @ known
-    return np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0)
+    filled = np.where(known, values, 0)
+    rng, chances = np.random.default_rng(SEED), [1 / len(values)] * len(values)
+    means = []
+    for size in _blocks(len(values)):
+        # How often each row is drawn is all that a mean needs.
+        counts = rng.multinomial(len(values), chances, size).astype(np.float64)
+        sums, numbers = counts @ filled, counts @ known
+        means.append(np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0))
+    return np.concatenate(means)
+
+
+def _blocks(num_cases: int) -> list[int]:
+    """Resamples that are drawn at a time, lest thousands of cases take gigabytes."""
+    size = max(1, _DRAWN_AT_A_TIME // num_cases)
+    return [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
 
 
 def percentile_interval(replicates: np.ndarray, num_cases: int, num_strata: int = 1) -> np.ndarray:
@@ -108,8 +119,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     values = np.asarray(values, dtype=np.float64)
     if len(values) < MIN_CASES:
         return math.nan, math.nan
-    drawn = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = percentile_interval(np.median(values[drawn], axis=1), len(values))
+    rng = np.random.default_rng(SEED)
+    drawn = (rng.integers(len(values), size=(size, len(values))) for size in _blocks(len(values)))
+    medians = np.concatenate([np.median(values[rows], axis=1) for rows in drawn])
+    low, high = percentile_interval(medians, len(values))
     return float(low), float(high)
 
 

@@ -111,16 +111,13 @@ def evaluate(
 
     Raises:
         DataError: If there are no predictions at all, or no cases.
-        ValueError: If the unit is unknown, or an organ of the dataset has no tolerance.
+        ValueError: If unit or `hd95` are unknown, or a tolerance is negative or lacks for an organ of the dataset.
     """
     predictions, out = Path(predictions), Path(out)
     names = columns(unit)
-    if isinstance(nsd_tolerance_mm, Mapping) and (
-        lacking := [organ for organ in card.annotated if organ not in nsd_tolerance_mm]
-    ):
-        raise ValueError(
-            f"nsd_tolerance_mm has no tolerance of {', '.join(lacking)}: add it, or give one number"
-        )
+    settings = {"hd95": hd95, "nsd_tolerance_mm": nsd_tolerance_mm}
+    nothing = np.zeros((1, 1, 1), dtype=np.uint8)  # so that wrong settings are told before any case is read
+    score(nothing, nothing, (1.0,) * 3, {organ: 1 for organ in card.annotated}, **settings)
     cases = {case.name: case for case in find_cases(card, truth)}
     card = with_missing_masks(card, cases.values())
     if not cases:
@@ -130,7 +127,6 @@ def evaluate(
     if not files:
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
     pairs, problems, notes = _matched(files, cases, card, split)
-    settings = {"hd95": hd95, "nsd_tolerance_mm": nsd_tolerance_mm}
     rows: list[dict[str, Any]] = []
     for outcome in _outcomes(pairs, functools.partial(_score_case, card, settings, unit), card, jobs):
         if isinstance(outcome, DataError):

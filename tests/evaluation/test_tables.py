@@ -97,8 +97,14 @@ def test_in_voxels_a_slice_is_one_whatever_its_thickness(liver_truth):
 def test_tolerances_are_those_of_each_organ(liver_truth):
     result = run(liver_truth, {"nsd_tolerance_mm": {"liver": 5.0, "spleen": 1.0}}, liver_1=box(5, 5, 3))
     assert result.scores[["nsd", "nsd_tolerance_mm"]].values.tolist() == [[1, 5]]
-    with pytest.raises(ValueError, match="no tolerance of liver"):
-        run(liver_truth, {"nsd_tolerance_mm": {"spleen": 1.0}})
+    for settings, said in (
+        ({"nsd_tolerance_mm": {"spleen": 1.0}}, "no tolerance of liver"),
+        ({"nsd_tolerance_mm": -1.0}, "of liver is -1"),
+        ({"hd95": "median"}, "hd95 is 'median'"),
+        ({"unit": "cm"}, "unit is 'cm'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(liver_truth, settings)
 
 
 def test_the_definition_of_hd95_is_written_beside_the_scores(liver_truth):
