@@ -1,19 +1,23 @@
-"""The planner against nnU-Net's own, for cases like those of well-known datasets.
+"""The planner against nnU-Net's own, for cases like those of well-known datasets, and its rules for random ones.
 
-    python benchmarks/planning.py --peer-python INTERPRETER [--out benchmarks/results/planning.md]
+    python benchmarks/planning.py --peer-python INTERPRETER [--out benchmarks/results/planning.md] [--record]
 
-INTERPRETER has nnunetv2. Nothing is read: both are told median size and voxel size.
+INTERPRETER has nnunetv2. Nothing is read: both are told sizes and voxel sizes. `--record` also writes the first
+topologies to tests/models/nnunet_topologies.json, for where there is no nnU-Net.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from partialseg.models.topology import topology
 from partialseg.training.config import read_config
-from partialseg.training.fingerprint import Fingerprint
+from partialseg.training.fingerprint import Fingerprint, target_spacing
 from partialseg.training.planner import _Search
 
 #: Name, median voxels and voxel size in mm of cases as such datasets have them.
@@ -43,12 +47,97 @@ planner.UNet_class, planner.preprocessor_name = PlainConvUNet, ""
 planner.determine_resampling = planner.determine_segmentation_softmax_export_fn = lambda *a: (int, {}, int, {})
 planner.determine_segmentation_softmax_export_fn = lambda *a: (int, {})
 planner.determine_normalization_scheme_and_whether_mask_is_used_for_norm = lambda: ([], [])
-for shape, spacing in json.loads(sys.argv[1]):
+planner.overwrite_target_spacing, planner.anisotropy_threshold = None, 3
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+request = json.load(sys.stdin)
+for patch, spacing in request["topologies"]:
+    _, strides, kernels, patch, _ = get_pool_and_conv_props(spacing, patch, 4, 999999)
+    print("topology", json.dumps([[int(size) for size in patch], strides, kernels]))
+for spacings, shapes in request["datasets"]:
+    planner.dataset_fingerprint = {"spacings": spacings, "shapes_after_crop": shapes}
+    print("spacing", json.dumps([float(length) for length in planner.determine_fullres_target_spacing()]))
+for shape, spacing in request["cases"]:
     voxels = 100 * float(np.prod(shape))
     made = planner.get_plans_for_configuration(np.array(spacing), np.array(shape, float), "", voxels, {})
     stages = len(made["architecture"]["arch_kwargs"]["strides"])
-    print(json.dumps([[int(size) for size in made["patch_size"]], int(made["batch_size"]), stages]))
+    print("plan", json.dumps([[int(size) for size in made["patch_size"]], int(made["batch_size"]), stages]))
 """
+
+
+RECORD = Path(__file__).resolve().parents[1] / "tests" / "models" / "nnunet_topologies.json"
+NUM_TOPOLOGIES, NUM_RECORDED, NUM_DATASETS = 3000, 30, 300
+
+
+def random_request() -> dict[str, list]:
+    """Patches with voxel sizes, and datasets of some scans, the same at every call."""
+    draw = random.Random(0)
+    topologies = [
+        ([draw.randint(16, 320) for _ in range(3)], [round(draw.uniform(0.5, 6), 2) for _ in range(3)])
+        for _ in range(NUM_TOPOLOGIES)
+    ]
+    datasets = []
+    for _ in range(NUM_DATASETS):
+        thick = draw.choice([1, 3, 5, 8])
+        scans = [
+            (round(thick * draw.uniform(0.5, 1.2), 2), *[round(draw.uniform(0.6, 1), 2)] * 2)
+            for _ in range(draw.randint(1, 15))
+        ]
+        shapes = [(draw.randint(20, 300), 512, 512) for _ in scans]
+        datasets.append((scans, shapes))
+    return {"topologies": topologies, "datasets": datasets, "cases": [[shape, mm] for _, shape, mm in CASES]}
+
+
+def asked(python: str, request: dict[str, list]) -> dict[str, list[Any]]:
+    """What nnU-Net answers, by kind."""
+    result = subprocess.run(
+        [python, "-c", PEER], input=json.dumps(request), capture_output=True, text=True, check=True
+    )
+    answers: dict[str, list[Any]] = {"topology": [], "spacing": [], "plan": []}
+    for line in result.stdout.splitlines():
+        kind, _, content = line.partition(" ")
+        if kind in answers:
+            answers[kind].append(json.loads(content))
+    return answers
+
+
+def own_plans(shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[str]:
+    """Our patch, batch and number of stages, in float32 and in bfloat16."""
+    found, own = Fingerprint(spacing, shape, 100 * shape[0] * shape[1] * shape[2], None, ()), []
+    for precision in ("float32", "bfloat16"):
+        base = read_config("default").model_copy(update={"precision": precision})
+        search = _Search(base, "plain", 6, 8.0)
+        plan = search.patch(found)
+        own.append(f"{_times(plan.patch_size)}, {search.batch(plan, found)}, {len(plan.strides)}")
+    return own
+
+
+def rules(request: dict[str, list], answers: dict[str, list[Any]]) -> list[str]:
+    """How often our rules give what nnU-Net's give."""
+    same = sum(
+        json.loads(json.dumps(topology(patch, spacing))) == theirs
+        for (patch, spacing), theirs in zip(request["topologies"], answers["topology"], strict=True)
+    )
+    alike = sum(
+        all(abs(a - b) < 2e-3 for a, b in zip(target_spacing(*dataset), theirs, strict=True))
+        for dataset, theirs in zip(request["datasets"], answers["spacing"], strict=True)
+    )
+    return [
+        f"- Patch, strides and kernels equal nnU-Net's for {same} of {NUM_TOPOLOGIES} random patches and voxel sizes.",
+        f"- The voxel size to prepare at is nnU-Net's for {alike} of {NUM_DATASETS} random datasets.",
+    ]
+
+
+def record(request: dict[str, list], answers: dict[str, list[Any]]) -> None:
+    """Write what the tests compare with."""
+    plans = [
+        {"patch": patch, "spacing_mm": spacing, "strides": strides, "kernels": kernels, "patch_size": whole}
+        for (patch, spacing), (whole, strides, kernels) in zip(
+            request["topologies"][:NUM_RECORDED], answers["topology"][:NUM_RECORDED], strict=True
+        )
+    ]
+    lines = ",\n".join(json.dumps(plan) for plan in plans)
+    made = "python benchmarks/planning.py --record: get_pool_and_conv_props(spacing, patch, 4, 999999) of nnunetv2"
+    RECORD.write_text(f'{{"made": "{made}",\n"plans": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def main() -> None:
@@ -56,12 +145,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/planning.md"))
+    parser.add_argument("--record", action="store_true", help="also write what the tests compare with")
     options = parser.parse_args()
-    request = json.dumps([[shape, spacing] for _, shape, spacing in CASES])
-    result = subprocess.run(
-        [options.peer_python, "-c", PEER, request], capture_output=True, text=True, check=True
-    )
-    peers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[[")]
+    request = random_request()
+    answers = asked(options.peer_python, request)
     lines = [
         "# Plans for 8 GB, against nnU-Net's",
         "",
@@ -70,16 +157,13 @@ def main() -> None:
         "| cases | median | nnU-Net: patch, batch, stages | ours in float32 | ours in bfloat16 |",
         "|---|---|---|---|---|",
     ]
-    for (name, shape, spacing), (patch, batch, stages) in zip(CASES, peers, strict=True):
-        found = Fingerprint(spacing, shape, 100 * shape[0] * shape[1] * shape[2], None, ())
-        own = []
-        for precision in ("float32", "bfloat16"):
-            base = read_config("default").model_copy(update={"precision": precision})
-            search = _Search(base, "plain", 6, 8.0)
-            plan = search.patch(found)
-            own.append(f"{_times(plan.patch_size)}, {search.batch(plan, found)}, {len(plan.strides)}")
+    for (name, shape, spacing), (patch, batch, stages) in zip(CASES, answers["plan"], strict=True):
+        own = own_plans(shape, spacing)
         lines.append(f"| {name} | {_times(shape)} | {_times(patch)}, {batch}, {stages} | {' | '.join(own)} |")
+    lines += ["", *rules(request, answers)]
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.record:
+        record(request, answers)
     print("\n".join(lines))
 
 

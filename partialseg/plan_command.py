@@ -38,7 +38,8 @@ def plan(
     ],
     out: Annotated[Path, typer.Option(metavar="CONFIG", help="The config to write.")] = Path("plan.yaml"),
     memory: Annotated[
-        float, typer.Option(min=0.5, metavar="GB", help="Memory of the device that trains.")
+        float,
+        typer.Option(min=0.5, metavar="GB", help="Memory of the device that trains, or of each of them."),
     ] = 8.0,
     preset: Annotated[
         str,
@@ -63,6 +64,9 @@ def plan(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Patches in a batch, instead of what fits."),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, metavar="N", help="GPUs, of one host or several, that share each batch.")
+    ] = 1,
     cache: CacheFolder = None,
 ) -> None:
     """Plan a training: patch, batch and network for the data and the memory.
@@ -74,6 +78,7 @@ def plan(
     from partialseg.data.prepared import read_prepared
     from partialseg.files import write_text
     from partialseg.training.planner import plan as make_plan
+    from partialseg.training.planner import spacing_line
 
     if patch_size is not None and min(patch_size) < 1:
         raise typer.BadParameter(f"must be above 0, received {patch_size}", param_hint="--patch-size")
@@ -85,6 +90,7 @@ def plan(
         precision and precision.value,
         patch_size,
         batch_size,
+        devices,
     )
     console = Console()
     console.print(data_table(made))
@@ -93,9 +99,11 @@ def plan(
     typer.echo(
         f"patch {_times(config.patch_size)}, batch {config.batch_size}, {config.network.encoder} "
         f"encoder, {config.precision}: about {made.memory.gigabytes:.1f} of {made.memory_gb:g} GB "
+        f"{f'on each of {made.devices} devices ' if made.devices > 1 else ''}"
         f"(weights {made.memory.weights / 1e9:.1f}, maps {made.memory.maps / 1e9:.1f}, passing "
         f"{made.memory.passing / 1e9:.1f}, runtime {made.memory.runtime / 1e9:.1f})"
     )
+    typer.echo(spacing_line(made.fingerprint))
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
     write_text(out, made.text())

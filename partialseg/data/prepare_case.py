@@ -319,6 +319,7 @@ def _compute(task: PrepareTask, mark: str) -> tuple[Case, tuple[np.ndarray, ...]
         fingerprint=mark,
         notes=(*notes, *_absent(task, table, parts)),
         annotated=_annotated_in_case_alone(task),
+        source_mm=tuple(float(length) for length in spacing_mm),
     )
     return case, (hu, values, indices)
 

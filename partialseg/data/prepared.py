@@ -67,6 +67,7 @@ class Case:
         fingerprint: Of sources, card and settings; a case with another fingerprint is prepared again.
         notes: What was noticed, in words ("kidneys: one side").
         annotated: The organs that are annotated in this case; None for all of its dataset's.
+        source_mm: Voxel size `(z, y, x)` of the raw scan in mm; None where an earlier version prepared the case.
     """
 
     dataset: _FolderName
@@ -81,6 +82,7 @@ class Case:
     fingerprint: str
     notes: tuple[str, ...] = ()
     annotated: tuple[str, ...] | None = None
+    source_mm: tuple[_Length, _Length, _Length] | None = None
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:

@@ -34,7 +34,8 @@ class Plan:
         config: Ready to train.
         fingerprint: Of the data.
         memory: Of a training step.
-        memory_gb: What the device has.
+        memory_gb: What a device has.
+        devices: How many share a batch.
         notes: What someone should know, a sentence each.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     fingerprint: Fingerprint
     memory: Memory
     memory_gb: float
+    devices: int
     notes: tuple[str, ...]
 
     def text(self) -> str:
@@ -50,7 +52,9 @@ class Plan:
         about = [
             f"{len(found.datasets)} datasets, {sum(d.cases for d in found.datasets)} training cases of "
             f"{_times(found.median)} voxels (median) at {_times(found.spacing_mm)} mm",
-            f"a training step is estimated at {self.memory.gigabytes:.1f} GB of {self.memory_gb:g}",
+            f"a training step is estimated at {self.memory.gigabytes:.1f} GB of {self.memory_gb:g}"
+            + (f" on each of {self.devices} devices" if self.devices > 1 else ""),
+            spacing_line(found),
             *self.notes,
         ]
         lines = "".join(f"# {line}\n" for line in about)
@@ -67,12 +71,16 @@ def plan(
     precision: Literal["float32", "bfloat16", "float16"] | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    devices: int = 1,
 ) -> Plan:
     """Choose patch, batch and stages for prepared data.
 
     The patch begins as large as 256³ voxels in the shape of a cube in mm, but not larger than the median case. The
     axis that covers most of the median case is made smaller until two patches fit into the memory; then the batch
-    grows while it fits and stays below 5% of all training voxels. Strides and kernels follow (see `topology`).
+    grows while it fits and stays below 5% of all training voxels. Strides and kernels follow (see `topology`). Of
+    several devices each has its part of the batch, which is a multiple of their number.
+
+    The voxel size is that of the prepared data; `spacing_line` says which nnU-Net would choose for the raw scans.
 
     Reference:
         Isensee et al., Nature Methods 2021. What a step needs is estimated in bytes (see `estimate`), where nnU-Net
@@ -87,9 +95,11 @@ def plan(
         precision: In which it computes; as the preset says by default.
         patch_size: Voxels `(depth, height, width)`, instead of the chosen ones; rounded up to what strides divide.
         batch_size: Instead of the chosen one.
+        devices: How many share a batch.
 
     Raises:
-        DataError: If there is no training case, the preset has no U-Net, or not even the smallest patch fits.
+        DataError: If there is no training case, the preset has no U-Net, not even the smallest patch fits, or the
+            batch, or its parts, are not for so many devices.
 
     Example:
         See docs/planning.md.
@@ -105,7 +115,7 @@ def plan(
             preset, f"found encoder {encoder}, expected {base.network.encoder}", "leave --encoder out"
         )
     encoder = encoder or base.network.encoder
-    search = _Search(base, encoder, len(prepared.classes), memory_gb)
+    search = _Search(base, encoder, len(prepared.classes), memory_gb, devices)
     if preset == "paper":
         chosen = base.model_copy(
             update={
@@ -119,17 +129,39 @@ def plan(
         chosen = base.model_copy(
             update={"patch_size": stages.patch_size, "batch_size": batch, "network": search.network(stages)}
         )
+    _check_devices(chosen, preset, devices)
     memory = search.memory(chosen.network, chosen.patch_size, chosen.batch_size)
-    notes = _notes(found, memory, memory_gb)
+    notes = _notes(memory, memory_gb, devices)
     # As a file of it will be read.
-    return Plan(TrainingConfig.model_validate(chosen.model_dump()), found, memory, memory_gb, notes)
+    return Plan(TrainingConfig.model_validate(chosen.model_dump()), found, memory, memory_gb, devices, notes)
+
+
+def _check_devices(chosen: TrainingConfig, preset: str, devices: int) -> None:
+    """Refuse what `train` would refuse on so many devices."""
+    if chosen.batch_size % devices:
+        more = -(-chosen.batch_size // devices) * devices
+        raise DataError(
+            preset,
+            f"found batch_size {chosen.batch_size}, which {devices} devices cannot share evenly",
+            f"give --batch-size {more}",
+        )
+    if chosen.accumulate > 1 and devices > 1:
+        raise DataError(
+            preset,
+            f"found accumulate {chosen.accumulate}, which is for one device, and --devices {devices}",
+            "set `accumulate: 1` in it: each device has a part of the batch already",
+        )
 
 
 class _Search:
-    """Patches that fit into a memory."""
+    """Patches that fit into the memory of each device."""
 
-    def __init__(self, base: TrainingConfig, encoder: str, num_classes: int, memory_gb: float) -> None:
+    def __init__(
+        self, base: TrainingConfig, encoder: str, num_classes: int, memory_gb: float, devices: int = 1
+    ) -> None:
         self.base, self.encoder, self.num_classes, self.memory_gb = base, encoder, num_classes, memory_gb
+        self.devices = devices
+        self.smallest_batch = -(-_SMALLEST_BATCH // devices) * devices
 
     def network(self, stages: Topology) -> UNetConfig:
         content = {
@@ -145,7 +177,7 @@ class _Search:
     def memory(self, network: UNetConfig, patch_size: Sequence[int], batch_size: int) -> Memory:
         copies = 1 + (2 if self.base.optimizer.name == "adam" else 1) + (self.base.optimizer.ema is not None)
         copies += self.base.accumulate > 1
-        at_a_time = -(-batch_size // self.base.accumulate)
+        at_a_time = -(-batch_size // (self.base.accumulate * self.devices))
         return estimate(network, patch_size, at_a_time, self.num_classes, self.base.precision, copies)
 
     def fits(self, stages: Topology, batch_size: int) -> bool:
@@ -159,7 +191,7 @@ class _Search:
         edge_mm = (_LARGEST_PATCH * math.prod(spacing)) ** (1 / 3)
         cube = [round(edge_mm / length) for length in spacing]
         stages = topology([min(pair) for pair in zip(cube, found.median, strict=True)], spacing)
-        while not self.fits(stages, _SMALLEST_BATCH):
+        while not self.fits(stages, self.smallest_batch):
             shares = [size / median for size, median in zip(stages.patch_size, found.median, strict=True)]
             axis = max(range(3), key=shares.__getitem__)
             smaller = list(stages.patch_size)
@@ -177,30 +209,42 @@ class _Search:
         return stages
 
     def batch(self, stages: Topology, found: Fingerprint) -> int:
-        """As many patches as fit, at most 5% of the voxels, at least 2."""
+        """As many patches as fit, at most 5% of the voxels, at least 2; a multiple of the devices."""
         most = round(found.voxels * MOST_OF_THE_DATA / math.prod(stages.patch_size))
-        batch = _SMALLEST_BATCH
-        while batch < most and self.fits(stages, batch + 1):
-            batch += 1
+        batch = self.smallest_batch
+        while batch + self.devices <= most and self.fits(stages, batch + self.devices):
+            batch += self.devices
         return batch
 
 
-def _notes(found: Fingerprint, memory: Memory, memory_gb: float) -> tuple[str, ...]:
-    notes = []
-    if memory.gigabytes > memory_gb:
-        notes.append(
-            f"more than the {memory_gb:g} GB given: set accumulate to batch_size, or take a smaller patch"
-        )
-    if found.source_mm is not None:
-        ratios = [prepared / raw for prepared, raw in zip(found.spacing_mm, found.source_mm, strict=True)]
-        if max(ratios) >= 2 or min(ratios) <= 0.5:
-            notes.append(
-                f"the raw scans have voxels of {_times(found.source_mm)} mm (median): to keep more of them, prepare "
-                f"with --spacing {' '.join(f'{length:g}' for length in found.source_mm)}"
-                if max(ratios) >= 2
-                else f"the raw scans have voxels of {_times(found.source_mm)} mm (median), coarser than the prepared"
-            )
-    return tuple(notes)
+def spacing_line(found: Fingerprint) -> str:
+    """Which voxel size nnU-Net's rule gives for the raw scans, and whether the prepared data have it.
+
+    Args:
+        found: Of the data.
+
+    Example:
+        >>> print(spacing_line(Fingerprint((3.0, 1.5, 1.5), (90, 260, 260), 1, None, (), (5.0, 0.8, 0.8), 7)))
+        nnU-Net's rule gives --spacing 5 0.8 0.8 for 7 raw scans; the data have 3 1.5 1.5: prepare again to train at it
+    """
+    if found.target_mm is None:
+        return "the voxel sizes of the raw scans are not known: prepare again to have one suggested"
+    wanted, there = (
+        " ".join(f"{length:g}" for length in lengths) for lengths in (found.target_mm, found.spacing_mm)
+    )
+    rule = f"nnU-Net's rule gives --spacing {wanted} for {found.known} raw scans"
+    if all(math.isclose(*pair, rel_tol=0.02) for pair in zip(found.target_mm, found.spacing_mm, strict=True)):
+        return f"{rule}, and the data have it"
+    return f"{rule}; the data have {there}: prepare again to train at it"
+
+
+def _notes(memory: Memory, memory_gb: float, devices: int) -> tuple[str, ...]:
+    if memory.gigabytes <= memory_gb:
+        return ()
+    remedy = (
+        "take a smaller patch" if devices > 1 else "set accumulate to batch_size, or take a smaller patch"
+    )
+    return (f"more than the {memory_gb:g} GB given: {remedy}",)
 
 
 def _times(numbers: Sequence[float]) -> str:

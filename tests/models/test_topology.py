@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from partialseg.models.topology import SMALLEST_MAP, topology
 
-#: Recorded from nnU-Net 2.8.1; the file says by which call.
+#: Recorded from nnU-Net 2.8.1 by benchmarks/planning.py; the file says by which call.
 PLANS = json.loads((Path(__file__).parent / "nnunet_topologies.json").read_text())["plans"]
 
 

@@ -1,7 +1,9 @@
 """The planner: what fits, what is the paper's, what it says and writes."""
 
+import importlib.util
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from partialseg.training import read_config
 from partialseg.training.fingerprint import fingerprint
 from partialseg.training.memory import estimate
 from partialseg.training.network_config import UNetConfig
-from partialseg.training.planner import MOST_OF_THE_DATA, plan
+from partialseg.training.planner import MOST_OF_THE_DATA, plan, spacing_line
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def enlarged(prepared, factor):
     return replace(prepared, cases=tuple(cases))
 
 
-def test_fingerprint_counts_the_training_cases_and_reads_the_raw_headers(prepared):
+def test_fingerprint_counts_the_training_cases_and_knows_their_raw_voxels(prepared):
     found = fingerprint(prepared)
     train = prepared.select(split="train")
     assert sum(dataset.cases for dataset in found.datasets) == len(train)
@@ -42,9 +44,59 @@ def test_fingerprint_counts_the_training_cases_and_reads_the_raw_headers(prepare
     assert btcv.source_mm[0] > btcv.source_mm[1] == btcv.source_mm[2]  # thick slices, z first
 
 
-def test_fingerprint_does_without_raw_scans_that_are_gone(prepared):
-    cases = tuple(replace(case, image_source="/nowhere/scan.nii.gz") for case in prepared.cases)
-    assert fingerprint(replace(prepared, cases=cases)).source_mm is None
+def test_fingerprint_of_data_that_an_earlier_version_prepared_reads_headers_where_they_are(prepared):
+    earlier = tuple(replace(case, source_mm=None) for case in prepared.cases)
+    found = fingerprint(prepared)
+    of_headers = fingerprint(replace(prepared, cases=earlier))
+    assert of_headers.target_mm == pytest.approx(found.target_mm, rel=1e-3)
+    assert of_headers.known == found.known == len(prepared.select(split="train"))
+    gone = tuple(replace(case, image_source="/nowhere/scan.nii.gz") for case in earlier)
+    nothing = fingerprint(replace(prepared, cases=gone))
+    assert (nothing.source_mm, nothing.target_mm, nothing.known) == (None, None, 0)
+    assert "not known" in spacing_line(nothing)
+
+
+def test_a_line_says_whether_the_data_have_the_voxels_that_nnunet_would_choose(prepared):
+    found = fingerprint(prepared)
+    assert spacing_line(found).endswith("the data have 6 6 6: prepare again to train at it")
+    assert spacing_line(replace(found, spacing_mm=found.target_mm)).endswith("and the data have it")
+
+
+def test_several_devices_share_a_batch_and_each_holds_its_part(prepared):
+    large = enlarged(prepared, 5)
+    one, four = (plan(large, memory_gb=6, devices=n) for n in (1, 4))
+    assert four.config.batch_size % 4 == 0
+    assert four.memory.gigabytes <= 6
+    assert math.prod(four.config.patch_size) > math.prod(one.config.patch_size)
+    assert "on each of 4 devices" in four.text()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"preset": "paper"},
+            "paper: found batch_size 2, which 4 devices cannot share evenly; give --batch-size 4",
+        ),
+        ({"batch_size": 6}, "found batch_size 6, which 4 devices cannot share evenly; give --batch-size 8"),
+    ],
+)
+def test_a_batch_that_the_devices_cannot_share_is_refused(prepared, options, problem):
+    with pytest.raises(DataError, match=problem):
+        plan(prepared, **options, devices=4)
+
+
+def test_the_tables_beside_nnunet_have_the_plans_that_are_made_now():
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("planning", root / "benchmarks" / "planning.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    tables = [(root / name).read_text() for name in ("docs/planning.md", "benchmarks/results/planning.md")]
+    for name, shape, spacing in benchmark.CASES:
+        own = " | ".join(benchmark.own_plans(shape, spacing))
+        for table in tables:
+            (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+            assert row.endswith(f"| {own} |")
 
 
 @pytest.mark.parametrize("encoder", ["plain", "residual"])
@@ -112,6 +164,7 @@ def test_command_writes_a_config_that_trains_and_says_how_it_came_about(tiny_pre
     assert result.exit_code == 0, result.output
     assert "msd_liver" in result.stdout
     assert "residual encoder" in result.stdout
+    assert "nnU-Net's rule gives --spacing" in result.stdout
     text = out.read_text()
     assert text.startswith("# 5 datasets, 7 training cases")
     assert yaml.safe_load(text)["network"]["encoder"] == "residual"
