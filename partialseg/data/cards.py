@@ -581,4 +581,5 @@ def _card_error(error: ValidationError, front: FrontMatter, file: Path) -> DataE
         if names and isinstance(location[1], int):  # masks, which `Card` numbers
             location = ("labels", names[location[1] - 1], *location[2:])
     remedy = "mend the card; those in data_cards are examples"
-    return validation_problem(error, front, file, remedy, location, Card.model_fields)
+    fields = Card.model_fields if len(problem_location(error)) == 1 else ()
+    return validation_problem(error, front, file, remedy, location, fields)

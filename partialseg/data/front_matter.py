@@ -109,6 +109,7 @@ def validation_problem(
     remedy: str,
     location: Sequence[str | int] | None = None,
     fields: Iterable[str] = (),
+    list_fields: bool = False,
 ) -> DataError:
     """The first problem that pydantic found, with its line and field, on one line.
 
@@ -120,7 +121,8 @@ def validation_problem(
         file: Where that stands.
         remedy: What to do.
         location: Where the first problem is, if pydantic's own (or an error's `location`) is not the file's.
-        fields: Names of all fields at the top, of which an unknown one may be a misspelling.
+        fields: Names of all fields beside the first problem's, of which an unknown one may be a misspelling.
+        list_fields: Whether to list them for one that is close to none.
     """
     first = _first_problem(error)
     others = error.errors()[1:]
@@ -133,9 +135,13 @@ def validation_problem(
     field = ".".join(str(step) for step in steps)
     words = in_plain_words(first)
     if first["type"] == "extra_forbidden":
-        known = [*_missing_beside(error, first["loc"]), *(fields if len(first["loc"]) == 1 else ())]
+        fields = list(fields)
+        known = [*_missing_beside(error, first["loc"]), *fields]
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        words = f"there is no such field, did you mean `{close[0]}`?" if close else words
+        if close:
+            words = f"there is no such field, did you mean `{close[0]}`?"
+        elif fields and list_fields:
+            words = f"there is no such field, expected one of {', '.join(fields)}"
     more = f" (and {len(others)} more)" if others else ""
     return DataError(file, f"line {line}, `{field}`: {words}{more}", remedy)
 

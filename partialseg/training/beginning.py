@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ from partialseg.data.pipeline import PatchConfig
 from partialseg.data.prepared import Prepared, read_prepared
 from partialseg.errors import DataError
 from partialseg.locking import locked
+from partialseg.machine import free_memory
 from partialseg.progress import console
 from partialseg.training.backends import backend_versions, check_deterministic
 from partialseg.training.config import TrainingConfig, read_config, stage_datasets
@@ -61,12 +64,15 @@ def begin(
     prepared = prepared if isinstance(prepared, Prepared) else read_prepared(prepared)
     if start_from is not None and not isinstance(start_from, Run):
         start_from = read_run(start_from)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise DataError(out, "is a file, expected a folder for the run", "give another place")
     config = as_begun(config, Path(out))
     _check_devices(config, strategy)
     if config.deterministic:
         check_deterministic()
     for stage in config.stages:
         stage_datasets(stage, prepared)
+    _check_patches(config, prepared)
     if config.validation is not None:
         check_held_out(hold_out(prepared, config.validation))
     prepared.check_files(prepared.select(split="train"))
@@ -127,6 +133,19 @@ def _check_devices(config: TrainingConfig, strategy: tf.distribute.Strategy | No
             config.name,
             f"accumulate {config.accumulate} trains on {first}, the first device, and found {device}",
             "name none, and let the one to train on be the only one that is seen (CUDA_VISIBLE_DEVICES)",
+        )
+
+
+def _check_patches(config: TrainingConfig, prepared: Prepared) -> None:
+    """Refuse batches of which not even the patches fit into the memory of this machine."""
+    bytes_of_voxel = 4 + len(prepared.classes)  # float32 HU, and a byte for each class
+    needed, free = config.batch_size * math.prod(config.patch_size) * bytes_of_voxel, free_memory()
+    if needed > free:
+        raise DataError(
+            config.name,
+            f"{config.batch_size} patches of {'×'.join(map(str, config.patch_size))} voxels take "
+            f"{needed / 1e9:,.1f} GB as they are read, and {free / 1e9:.1f} GB are free",
+            "take a smaller patch_size or batch_size; `partialseg plan` chooses what fits",
         )
 
 
@@ -205,6 +224,24 @@ def _network_of(earlier: Run, config: TrainingConfig, prepared: Prepared) -> ker
     return earlier.load_model()
 
 
+def _difference(before: Any, now: Any) -> str:
+    """The first thing that two configs, or two values, do not have in common.
+
+    Example:
+        >>> one = TrainingConfig(name="x")
+        >>> _difference(one, one.model_copy(update={"seed": 7}))
+        'seed was 0, and is 7'
+    """
+    was, place = before, []
+    if isinstance(before, TrainingConfig):
+        was, now = before.model_dump(), now.model_dump()
+    while isinstance(was, dict) and isinstance(now, dict):
+        unlike = next(name for name in [*was, *now] if was.get(name) != now.get(name))
+        place.append(str(unlike))
+        was, now = was.get(unlike), now.get(unlike)
+    return f"{'.'.join(place) or 'it'} was {was}, and is {now}"
+
+
 def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
     """Write config.yaml and run.json, or check that those there say the same."""
     run = Run(
@@ -226,7 +263,7 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
             if getattr(earlier, what) != getattr(run, what):
                 raise DataError(
                     folder,
-                    f"holds a run with another {what}",
+                    f"holds a run with another {what}: {_difference(getattr(earlier, what), getattr(run, what))}",
                     "give the same config, data and first weights to continue it, or another folder for a new run",
                 )
         return run

@@ -31,6 +31,8 @@ from partialseg.training.validation import PATCHES, VOLUMES, Score, Validation, 
 
 #: Share of an epoch that the device may wait for data before its line says what to do.
 MUCH_WAIT = 0.1
+#: Of a shorter epoch the wait says little: much of it is for the first batch.
+SHORT_EPOCH_S = 10.0
 
 
 #: Dataset, class (or `ALL_ORGANS`), term, value.
@@ -370,7 +372,7 @@ def epoch_line(
     line = f"{stage.name}, epoch {epoch} of {stage.epochs}: loss {loss:.3f}{found}, {seconds:.1f} s"
     if wait is not None:
         line += f", waited for data {wait:.0%}"
-    if wait is not None and wait > MUCH_WAIT:
+    if wait is not None and wait > MUCH_WAIT and seconds >= SHORT_EPOCH_S:
         more = (
             "start more workers of the data service"
             if data_service

@@ -13,13 +13,13 @@ from pydantic_core import PydanticCustomError
 
 from partialseg.data.augmentation import AugmentationConfig, Chance
 from partialseg.data.folds import Fold
-from partialseg.data.front_matter import problem_location, read_yaml, validation_problem
+from partialseg.data.front_matter import FrontMatter, problem_location, read_yaml, validation_problem
 from partialseg.data.mixing import Mix
 from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.files import write_text
-from partialseg.training.loss_config import LossConfig, PartialSupervisionConfig
-from partialseg.training.network_config import NetworkConfig, UNetConfig
+from partialseg.training.loss_config import LOSS_CONFIGS, LossConfig, PartialSupervisionConfig
+from partialseg.training.network_config import NETWORK_CONFIGS, NetworkConfig, UNetConfig
 from partialseg.training.sections import Section, some_each_once
 
 
@@ -102,6 +102,15 @@ class StageConfig(Section):
     schedule: ScheduleConfig | None = None
     mix: Mix | None = None
 
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _a_list_where_they_are_named(cls, datasets: Any) -> Any:
+        if isinstance(datasets, str) and datasets not in ("full", "all"):
+            raise ValueError(
+                f"found {datasets!r}, expected full, all, or a list of names, such as [{datasets}]"
+            )
+        return datasets
+
     @field_validator("datasets")
     @classmethod
     def _some_datasets_each_once(cls, datasets: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -144,7 +153,7 @@ class TrainingConfig(Section):
 
     name: str
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 190, 190)
     batch_size: PositiveInt = 2
     foreground: float = Field(0.33, ge=0, le=1)
@@ -166,6 +175,13 @@ class TrainingConfig(Section):
     checkpoint_minutes: float = Field(10.0, ge=0)
     workers: PositiveInt = 2
     data_service: str | None = None
+
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _three_numbers(cls, patch_size: Any) -> Any:
+        if isinstance(patch_size, list | tuple) and len(patch_size) != 3:
+            raise ValueError(f"found {list(patch_size)}, expected 3 numbers: depth, height, width (z, y, x)")
+        return patch_size
 
     @field_validator("stages")
     @classmethod
@@ -295,9 +311,55 @@ def read_config(
     try:
         return TrainingConfig.model_validate(_with_absent(content.content, absent or {}))
     except ValidationError as error:
-        place = _place_in_file(problem_location(error))
         remedy = "correct the config; those in configs are examples"
-        raise validation_problem(error, content, path, remedy, place) from error
+        if (problem := _unknown_choice(error, content, path, remedy)) is not None:
+            raise problem from error
+        location = problem_location(error)
+        place, fields = _place_in_file(location), _fields_beside(location)
+        raise validation_problem(error, content, path, remedy, place, fields, list_fields=True) from error
+
+
+def _unknown_choice(
+    error: ValidationError, content: FrontMatter, path: Path, remedy: str
+) -> DataError | None:
+    """What is wrong with the field that chooses a network or a loss, if that is the first problem."""
+    section, field = next(
+        (
+            pair
+            for pair in (("network", "kind"), ("losses", "preset"))
+            if error.errors()[0]["type"] == pair[1]
+        ),
+        (None, None),
+    )
+    if section is None or not isinstance(content.content[section], dict):
+        return None
+    choices = NETWORK_CONFIGS if field == "kind" else LOSS_CONFIGS
+    found = content.content[section].get(field)
+    line, _ = content.locate((section, field))
+    words = f"line {line}, `{section}.{field}`: found {found!r}, expected one of {', '.join(choices)}"
+    return DataError(path, words, remedy)
+
+
+def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section in which a problem is."""
+    named = {
+        "network": NETWORK_CONFIGS,
+        "losses": LOSS_CONFIGS,
+        "optimizer": OptimizerConfig,
+        "schedule": ScheduleConfig,
+        "validation": ValidationConfig,
+        "augmentation": {
+            name: type(field.default) for name, field in AugmentationConfig.model_fields.items()
+        },
+        "stages": StageConfig,
+    }
+    steps = [step for step in location[:-1] if isinstance(step, str)]
+    if steps[:1] == ["stages"] and steps[1:]:
+        steps = steps[1:]
+    section: Any = TrainingConfig if not steps else named.get(steps[0])
+    if isinstance(section, dict):
+        section = section.get(steps[1]) if len(steps) > 1 else AugmentationConfig
+    return list(getattr(section, "model_fields", ()))
 
 
 def _with_absent(content: Mapping[str, Any], absent: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

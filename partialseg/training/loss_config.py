@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from partialseg.training.sections import Section, some_each_once
 
@@ -29,6 +29,16 @@ class PartialSupervisionConfig(Section):
     @classmethod
     def _some_terms_each_once(cls, terms: tuple[str, ...]) -> tuple[str, ...]:
         return some_each_once(terms)
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> PartialSupervisionConfig:
+        weights = {"m": self.marginal, "e": self.exclusion}
+        if not any(weights[term[0]] for term in self.terms):
+            raise ValueError(
+                f"found marginal {self.marginal:g}, exclusion {self.exclusion:g} and terms {', '.join(self.terms)}: "
+                "the loss would be 0 whatever is predicted"
+            )
+        return self
 
 
 class TargetAdaptiveConfig(Section):

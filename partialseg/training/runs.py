@@ -77,6 +77,12 @@ class Run:
                 "there is no trained network",
                 f"let `partialseg train CONFIG --prepared DIR --out {self.folder}` end; it goes on where it stopped",
             )
+        if not zipfile.is_zipfile(self.model_path):
+            raise DataError(
+                self.model_path,
+                "cannot be read as a network (it is cut short, or no zip file)",
+                "copy it again from where it was trained",
+            )
         import keras
 
         import partialseg.models  # noqa: F401  (registers the layers that the file names)

@@ -294,7 +294,7 @@ def test_a_line_says_what_to_do_where_the_device_waited_much():
 
 def test_another_config_in_the_same_folder_is_refused(run, config, tiny_prepared):
     other = config.model_copy(update={"seed": 7})
-    with pytest.raises(DataError, match="another config"):
+    with pytest.raises(DataError, match="another config: seed was 0, and is 7"):
         train(other, tiny_prepared, run.folder)
 
 
@@ -368,6 +368,18 @@ def test_a_batch_that_devices_cannot_share_is_refused(config, tiny_prepared, tmp
     with pytest.raises(DataError, match="shared evenly by 2 devices"):
         train(odd, tiny_prepared, tmp_path / "run", devices=["CPU:0", "CPU:1"])
     assert not (tmp_path / "run").exists()
+
+
+def test_patches_that_no_memory_holds_and_a_file_as_run_folder_are_refused(config, tiny_prepared, tmp_path):
+    large = config.model_copy(update={"patch_size": (4096, 4096, 4096)})
+    with pytest.raises(
+        DataError, match=r"2 patches of 4096×4096×4096 voxels take 1,\d+\.\d GB as they are read"
+    ):
+        train(large, tiny_prepared, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file, expected a folder for the run"):
+        train(config, tiny_prepared, tmp_path / "file")
 
 
 def test_validation_where_no_case_can_be_held_out_is_refused_and_leaves_no_folder(

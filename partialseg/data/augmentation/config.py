@@ -33,7 +33,7 @@ Window = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_lower_end_fi
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Chance(_Section):
