@@ -70,7 +70,8 @@ def predict(
     Args:
         run: A run, or its folder.
         inputs: NIfTI files, folders that hold NIfTI files, and folders with the slices of a DICOM series;
-            several series in a folder are predicted each, as `<folder>_series<number>`. With a card, folders
+            several series in a folder are predicted each, as `<folder>_series<number>`, and so are all folders of
+            slices below one, named by the way to them (`<patient>_<study>`). With a card, folders
             of raw data, whose cases are predicted under their names.
         out: Folder for the label maps. A value is the index of its class in the run's classes.
         overlap: Share of a window that it has in common with the next one at least, 0 to below 1.

@@ -70,22 +70,48 @@ def list_scans(
     """
     scans = []
     for entry in map(Path, inputs):
-        try:
-            scans += _card_scans(entry, card, split) if card else _plain_scans(entry)
-        except DataError as error:
-            problems.append(error)
+        for part, name in [(entry, None)] if card else _parts(entry):
+            try:
+                scans += _card_scans(part, card, split) if card else _plain_scans(part, name)
+            except DataError as error:
+                problems.append(error)
     return _unique(scans, problems)
 
 
-def _plain_scans(entry: Path) -> list[Scan]:
+def _parts(entry: Path) -> list[tuple[Path, str | None]]:
+    """An input; or, of a folder with several folders of DICOM slices below it, each of these and its name."""
+    if entry.is_dir() and not any(path.name.lower().endswith(SUFFIXES) for path in _visible(entry)):
+        found = _dicom_folders(entry, "")
+        if len(found) > 1:
+            return found
+    return [(entry, None)]
+
+
+def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:
+    """The folders of DICOM slices below one, named by the way to them: `patient_study`."""
+    try:
+        return [(folder, name)] if holds_dicom(folder) else []
+    except DataError:  # several folders in it hold DICOM, or one cannot be listed: who reads it says so
+        below = [path for path in _visible(folder) if path.is_dir()]
+    parts = [_dicom_folders(path, f"{name}_{path.name}" if name else path.name) for path in below]
+    return [found for part in parts for found in part] or [(folder, name)]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder; hidden files are those of the system, and what another process is just writing."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:  # who reads it says so
+        return []
+
+
+def _plain_scans(entry: Path, name: str | None) -> list[Scan]:
     """The scans of one input: of a file itself, of a folder its files of volumes, else the DICOM series in it."""
     if not entry.exists():
         raise DataError(entry, "there is no such file or folder", "correct the path")
     if not entry.is_dir():
         return [Scan(case_name(entry), entry)]
-    # Hidden files are those of the system, and what another process is just writing.
-    visible = (path for path in sorted(entry.iterdir()) if not path.name.startswith("."))
-    inside = [path for path in visible if path.is_file()]
+    inside = [path for path in _visible(entry) if path.is_file()]
     files = [path for path in inside if path.name.lower().endswith(SUFFIXES)]
     if files:
         return [Scan(case_name(path), path) for path in files]
@@ -95,17 +121,17 @@ def _plain_scans(entry: Path) -> list[Scan]:
             f"holds no scan, neither a file that ends in {', '.join(SUFFIXES)} nor DICOM",
             "give the folder of the scans; for a raw dataset name its --card",
         )
-    return _dicom_scans(entry)
+    return _dicom_scans(entry, name or case_name(entry))
 
 
-def _dicom_scans(folder: Path) -> list[Scan]:
+def _dicom_scans(folder: Path, case: str) -> list[Scan]:
     """The series of a folder of DICOM slices, named after it; several also after their numbers."""
     found = list_series(folder)
     if len(found) == 1:
-        return [Scan(case_name(folder), folder)]
+        return [Scan(case, folder)]
     scans, seen = [], Counter()
     for series in found:
-        name = f"{case_name(folder)}_series{series.number or 0}"
+        name = f"{case}_series{series.number or 0}"
         seen[name] += 1
         again = f"_{seen[name]}" if seen[name] > 1 else ""
         files = sorted({one.path for one in series.slices})

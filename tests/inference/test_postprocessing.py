@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from partialseg.data.volumes import read_image, read_label
 from partialseg.inference.postprocessing import OrganRules, apply_rules, middle_of_body, postprocess
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
@@ -153,3 +154,18 @@ def test_going_by_islands_is_the_same_as_labelling_the_whole_box(rule, share):
     mask[7:10, 5:8, 22:26] = False
     mask[8, 6, 24] = True  # a speck in the hole
     np.testing.assert_array_equal(apply_rules(mask, MM, rule), plain_rules(mask, rule))
+
+
+def test_real_kidneys_that_were_exchanged_are_changed_back_and_right_ones_are_left(real_data):
+    name = "totalseg_example_3mm"
+    scan, truth = (
+        read_image(real_data / f"{name}_ct.nii.gz"),
+        read_label(real_data / f"{name}_label.nii.gz").array,
+    )
+    classes = ("background", "liver", "spleen", "pancreas", "left_kidney", "right_kidney")
+    rules = {organ: OrganRules(sides=True) for organ in classes[4:]}
+    middle = middle_of_body(scan.array)
+    exchanged = np.array([0, 1, 2, 3, 5, 4], np.uint8)[truth]
+    for labels in (truth, exchanged):
+        after, _ = postprocess(labels, scan.spacing_mm, classes, rules, middle)
+        np.testing.assert_array_equal(after, truth)

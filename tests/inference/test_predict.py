@@ -12,7 +12,7 @@ import pytest
 from partialseg.data.cards import read_card
 from partialseg.errors import DataError
 from partialseg.inference.predict import predict, predict_scan
-from partialseg.inference.scans import case_name
+from partialseg.inference.scans import case_name, list_scans
 from partialseg.training.config import TrainingConfig
 from partialseg.training.runs import Run, write_run
 
@@ -225,6 +225,24 @@ def test_series_of_one_folder_are_predicted_each_and_named_by_number(run, tmp_pa
     for name, organ in zip(names, (1, 2, 1), strict=True):
         assert (np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) == organ).all()
     assert json.loads((out / "patient_series4.json").read_text())["series"] == "1.4"
+
+
+def test_every_series_below_a_folder_of_patients_is_a_scan_and_one_without_is_told(tmp_path):
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for number, place in enumerate(["p1", "p2/ct", "p3/first/a", "p3/second", "p4"]):
+        folder = tmp_path / "night" / place
+        folder.mkdir(parents=True)
+        dataset.Modality = "SR" if place == "p4" else "CT"
+        for index in range(3):
+            dataset.ImagePositionPatient = [0, 0, 3 * index]
+            dataset.SeriesInstanceUID = f"1.{number}"
+            dataset.save_as(folder / f"{index}.dcm")
+    (tmp_path / "night" / "notes.txt").write_text("no scan")
+    (tmp_path / "night" / "empty").mkdir()
+    problems = []
+    scans = list_scans([tmp_path / "night"], None, None, problems)
+    assert [scan.name for scan in scans] == ["p1", "p2", "p3_first", "p3_second"]
+    assert [problem.path for problem in problems] == [str(tmp_path / "night" / "p4")]
 
 
 def test_scans_are_not_written_over(run, tmp_path):
