@@ -25,6 +25,7 @@ from partialseg.evaluation.rendering import (
 )
 from partialseg.evaluation.score_files import read_all_scores, records
 from partialseg.evaluation.statistics import MAX_EXACT, MIN_CASES
+from partialseg.evaluation.summary import tolerance_column
 from partialseg.files import atomic_path, write_json, write_text
 
 
@@ -55,8 +56,8 @@ def compare_runs(
     except ValueError as error:
         problem = f"cannot be compared with {first}: {error}"
         raise DataError(second, problem, "see docs/evaluation.md") from error
-    write_text(out / "pairs.csv", paired.pairs.to_csv(index=False))
-    write_text(out / "comparison.csv", paired.tests.to_csv(index=False))
+    write_text(out / "pairs.csv", _with_settings(paired.pairs, paired).to_csv(index=False))
+    write_text(out / "comparison.csv", _with_settings(paired.tests, paired).to_csv(index=False))
     write_json(out / "comparison.json", _content(paired, called, (first, second)))
     with atomic_path(out / "comparison.png") as temporary:
         temporary.write_bytes(difference_plot(paired, called))
@@ -167,6 +168,11 @@ def method_text(paired: PairedScores, names: Sequence[str]) -> str:
         f"NSD: {tolerances_text(paired.nsd_tolerance_mm)}.",
     )
     return " ".join(sentences)
+
+
+def _with_settings(table: pd.DataFrame, paired: PairedScores) -> pd.DataFrame:
+    tolerances = tolerance_column(table, paired.nsd_tolerance_mm)
+    return table.assign(hd95_definition=paired.hd95_definition, nsd_tolerance_mm=tolerances)
 
 
 def _content(paired: PairedScores, names: Sequence[str], paths: Sequence[Path]) -> dict[str, object]:

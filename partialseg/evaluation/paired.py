@@ -12,6 +12,7 @@ from partialseg.errors import first_of
 from partialseg.evaluation.metrics import BOTH_EMPTY, HALLUCINATED, MISSED, SCORED
 from partialseg.evaluation.statistics import (
     CONFIDENCE,
+    DECIMALS,
     MIN_CASES,
     holm,
     median_interval,
@@ -139,7 +140,9 @@ def largest_differences(pairs: pd.DataFrame, count: int = 5) -> pd.DataFrame:
         At most `count` rows of each kind, with the columns of `pairs` and `difference`.
     """
     dice = {run: pairs[f"dice_{run}"].where(pairs[f"outcome_{run}"] != BOTH_EMPTY, 1.0) for run in "ab"}
-    ordered = pairs.assign(difference=dice["b"] - dice["a"]).sort_values("difference", kind="stable")
+    ordered = pairs.assign(difference=(dice["b"] - dice["a"]).round(DECIMALS)).sort_values(
+        "difference", kind="stable"
+    )
     lost, won = ordered[ordered["difference"] < 0], ordered[ordered["difference"] > 0]
     return pd.concat([lost.head(count), won.tail(count)[::-1]], ignore_index=True)
 
@@ -184,7 +187,7 @@ def _test(pairs: pd.DataFrame, organ: str, dataset: str, metric: str) -> dict[st
     lacking = group[[f"{metric}_a", f"{metric}_b"]].isna().any(axis=1)
     values = pairs_of(pairs, organ, dataset, metric)
     a, b = (values[f"{metric}_{run}"].to_numpy(dtype=float) for run in "ab")
-    differences = b - a
+    differences = np.round(b - a, DECIMALS)
     signs = np.sign(differences) * (1 if COMPARED_METRICS[metric] else -1)
     result = signed_rank(differences)
     row = {"n": len(values), "left_out": int(lacking.sum())}

@@ -18,6 +18,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 _DRAWN_AT_A_TIME = 5_000_000
+#: Differences are rounded to so many decimals, lest 0.9 - 0.8 and 0.8 - 0.7 be ranked as different.
+DECIMALS = 9
 #: Up to so many pairs p is exact.
 MAX_EXACT = 50
 
@@ -129,9 +131,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def signed_rank(differences: Sequence[float]) -> SignedRank:
     """Wilcoxon's signed-rank test of whether paired differences lie symmetrically about 0, two-sided.
 
-    Differences of 0 take part in the ranking and then drop out (Pratt 1959); equal ones share their mean rank. Up to
-    50 pairs p is the share of all changes of sign with a sum of ranks as far from its mean, so it is exact with zeros
-    and ties as well; beyond, the normal approximation with SciPy's corrections for both.
+    Differences are rounded to 9 decimals: what differs by rounding errors alone is equal. Those of 0 take part in
+    the ranking and then drop out (Pratt 1959); equal ones share their mean rank. Up to 50 pairs p is the share of
+    all changes of sign with a sum of ranks as far from its mean, so it is exact with zeros and ties as well; beyond,
+    the normal approximation with SciPy's corrections for both.
 
     Args:
         differences: Finite, one per pair.
@@ -142,7 +145,7 @@ def signed_rank(differences: Sequence[float]) -> SignedRank:
         >>> signed_rank([0, 0, 0, 0, 0, 0]).p
         1.0
     """
-    values = np.asarray(differences, dtype=np.float64)
+    values = np.round(np.asarray(differences, dtype=np.float64), DECIMALS)
     rank_sum = float(np.sign(values) @ stats.rankdata(np.abs(values)))
     if len(values) < MIN_CASES:
         return SignedRank(math.nan, "none", rank_sum)

@@ -78,7 +78,7 @@ def organ_table(scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat([table, pd.DataFrame([total])], ignore_index=True).assign(**settings)
     for metric, bounds in _intervals(scores, cells, metrics).items():
         table[f"{metric}_low"], table[f"{metric}_high"] = bounds
-    return table.assign(nsd_tolerance_mm=_tolerance_column(table, tolerances))
+    return table.assign(nsd_tolerance_mm=tolerance_column(table, tolerances))
 
 
 def compare(networks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def compare(networks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = organ_table(scores[keys.isin(shared)])[["organ", "dataset", *COMPARED]]
         table = table.rename(columns={column: f"{name}: {column}" for column in COMPARED})
         result = result.merge(table, on=["organ", "dataset"], how="left")
-    return result.assign(hd95_definition=definition, nsd_tolerance_mm=_tolerance_column(result, tolerances))
+    return result.assign(hd95_definition=definition, nsd_tolerance_mm=tolerance_column(result, tolerances))
 
 
 def worst_cases(scores: pd.DataFrame, count: int = 10) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def check_settings(scores: pd.DataFrame) -> tuple[str | None, dict[str, float]]:
     return (definitions[0] if definitions else None), tolerances
 
 
-def _tolerance_column(table: pd.DataFrame, tolerances: Mapping[str, float]) -> list[float]:
+def tolerance_column(table: pd.DataFrame, tolerances: Mapping[str, float]) -> list[float]:
     """The tolerance of each row; of "all" the one of all organs, or NaN where they differ."""
     of_all = next(iter(tolerances.values())) if len(set(tolerances.values())) == 1 else np.nan
     return [tolerances.get(organ, of_all) for organ in table["organ"]]

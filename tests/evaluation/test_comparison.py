@@ -47,7 +47,11 @@ def test_all_files_say_the_same(runs, tmp_path):
     tests = pd.read_csv(out / "comparison.csv")
     assert tests["p"].tolist() == pytest.approx([row["p"] for row in content["tests"]], nan_ok=True)
     assert tests["verdict"].tolist() == paired.tests["verdict"].tolist()
-    assert len(pd.read_csv(out / "pairs.csv")) == 8
+    pairs = pd.read_csv(out / "pairs.csv")
+    assert len(pairs) == 8
+    for table in (tests, pairs):
+        settings = table[["hd95_definition", "nsd_tolerance_mm"]].drop_duplicates()
+        assert settings.to_numpy().tolist() == [["directed_max", 2.0]]
     assert content["outcomes"][0]["missed_b"] == 1
     text = (out / "comparison.md").read_text()
     assert text.startswith("# marginal against plain\n")

@@ -45,12 +45,19 @@ def test_a_run_that_is_better_in_every_case_is_better(make_scores):
     assert row["p"] == row["p_holm"] == 2 / 2**8
     assert (row["n"], row["b_better"], row["verdict"]) == (8, 8, "B better")
     assert row["median_difference"] == pytest.approx(0.045)
-    assert (row["median_low"], row["median_high"]) == median_interval((FIRST + GAINS) - FIRST)
+    assert (row["median_low"], row["median_high"]) == pytest.approx(median_interval(GAINS))
     assert row["mean_low"] < 0.045 < row["mean_high"]
     assert row_of(paired, "hd95_mm")["verdict"] == "B better"  # a smaller distance
     swapped = row_of(pair_scores(run_of(make_scores, FIRST + GAINS), run_of(make_scores, FIRST)))
     assert (swapped["p"], swapped["verdict"]) == (row["p"], "A better")
     assert swapped["median_difference"] == pytest.approx(-0.045)
+
+
+def test_scores_that_rounding_errors_alone_set_apart_are_equal(make_scores):
+    paired = pair_scores(run_of(make_scores, [0.1 + 0.2] * 8), run_of(make_scores, [0.3] * 8))
+    row = row_of(paired)
+    assert (row["equal"], row["a_better"], row["p"]) == (8, 0, 1)
+    assert not len(largest_differences(paired.pairs))
 
 
 def test_few_pairs_are_shown_and_not_tested(make_scores):

@@ -56,6 +56,13 @@ def test_with_ties_the_exact_p_is_near_the_normal_approximation():
     assert signed_rank(differences).p == pytest.approx(normal, abs=2e-3)
 
 
+def test_differences_that_rounding_errors_alone_set_apart_share_a_rank():
+    high, low = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1]), np.array([0.8, 0.7, 0.6, 0.5, 0.4, 0.6, 0.3])
+    assert len(set(high - low)) > 2
+    assert signed_rank(high - low) == signed_rank([1, 1, 1, 1, 1, -2, -2])
+    assert signed_rank([0.1 + 0.2 - 0.3] * 6).p == 1
+
+
 def test_few_pairs_are_not_tested_and_equal_ones_do_not_differ():
     assert np.isnan(signed_rank([1.0] * (MIN_CASES - 1)).p)
     assert signed_rank(np.zeros(40)).p == 1
