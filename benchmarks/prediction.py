@@ -3,9 +3,9 @@
     python benchmarks/prediction.py [--rounds 5] [--peers-python PYTHON]    time, about 10 minutes on 2 cores
     python benchmarks/prediction.py memory [--base-channels 32]             peak memory of a whole prediction
 
-Time: a volume of 27 windows; the same network in PyTorch and here; then a network of one pointwise convolution, around
-which the blending is what takes the time. Each framework has a process of its own, and they take turns. Linux with
-glibc only. For the peers, an environment with nnunetv2 and monai.
+Time: a volume of 27 windows, or fewer by `--windows`, in the same network in PyTorch and here; then in a network of one
+pointwise convolution, around which the blending is what takes the time. Each framework has a process of its own, and
+they take turns. Linux with glibc only. For the peers, an environment with nnunetv2 and monai.
 
 Memory: a scan of 512 x 512 x 1000 voxels of 0.8 x 0.8 x 1 mm with 6 classes, file in and file out, in a process of its
 own; it needs 2 GB of free disk.
@@ -25,7 +25,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prediction_worker import NUM_WINDOWS, PATCH_SIZE
+from prediction_worker import DOUBLED, PATCH_SIZE
 
 WORKER = Path(__file__).with_name("prediction_worker.py")
 SHAPE, VOXEL_MM = (512, 512, 1000), (0.8, 0.8, 1.0)
@@ -39,9 +39,9 @@ class Turn(NamedTuple):
     label: str
 
 
-OUR_FORWARD = Turn("partialseg", "forward", "TensorFlow, 27 forward passes alone")
+OUR_FORWARD = Turn("partialseg", "forward", "TensorFlow, the forward passes alone")
 OURS = Turn("partialseg", "windows", "partialseg's `predict_volume`")
-THEIR_FORWARD = Turn("torch", "forward", "PyTorch, 27 forward passes alone")
+THEIR_FORWARD = Turn("torch", "forward", "PyTorch, the forward passes alone")
 NNUNET = Turn("torch", "nnunet", "nnU-Net's predictor")
 MONAI = Turn("torch", "monai", "MONAI's SlidingWindowInferer")
 TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_FORWARD, OURS)
@@ -57,7 +57,10 @@ class Worker:
     def __init__(self, framework: str, network: str, arguments: argparse.Namespace) -> None:
         python = arguments.peers_python if framework == "torch" else sys.executable
         self.process = subprocess.Popen(
-            [python, str(WORKER), framework, network, "--threads", str(arguments.threads)],
+            [
+                *(python, str(WORKER), framework, network),
+                *("--threads", str(arguments.threads), "--windows", str(arguments.windows)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if arguments.verbose else subprocess.DEVNULL,
@@ -121,7 +124,7 @@ def table(answers: dict[Turn, list]) -> list[str]:
     ]
     lines += [
         "",
-        f"partialseg ÷ its {NUM_WINDOWS} forward passes, median of the rounds: {statistics.median(by_round):.3f} "
+        f"partialseg ÷ its forward passes, median of the rounds: {statistics.median(by_round):.3f} "
         f"({min(by_round):.2f} to {max(by_round):.2f}).",
     ]
     return lines
@@ -180,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("time", "memory"), default="time")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, choices=tuple(DOUBLED), default=27, help="of the volume")
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers-python", default=sys.executable)
@@ -197,7 +201,8 @@ def main() -> None:
         rounds = arguments.rounds if network == "unet" else max(arguments.rounds, 15)
         answers, versions = measure(network, arguments, rounds)
         print(f"\n## Around {NETWORKS[network]}\n", flush=True)
-        print(f"{rounds} rounds.\n", flush=True)
+        size = " × ".join(map(str, PATCH_SIZE))
+        print(f"{arguments.windows} windows of {size} (depth, height, width), {rounds} rounds.\n", flush=True)
         print("\n".join(table(answers)), flush=True)
     print(f"\n{', '.join(versions)}.")
 

@@ -1,6 +1,6 @@
 """One framework of benchmarks/prediction.py in a process of its own, which waits for its turns.
 
-    python benchmarks/prediction_worker.py torch|partialseg unet|pointwise [--threads N]
+    python benchmarks/prediction_worker.py torch|partialseg unet|pointwise [--threads N] [--windows 27]
     python benchmarks/prediction_worker.py partialseg scan --scan FILE [--base-channels 32]
 
 The first form reads the name of a turn from standard input ("forward", or a sliding window), and answers with a line
@@ -26,22 +26,22 @@ from losses_worker import resident_mb, use_threads
 
 NUM_CLASSES = 6
 PATCH_SIZE = (48, 96, 96)
-#: Windows of half a patch of overlap: three along each axis.
-VOLUME = tuple(2 * size for size in PATCH_SIZE)
-NUM_WINDOWS = 27
+#: How many axes of the volume are twice a patch, and hold three windows of half a patch of overlap, by the windows.
+DOUBLED = {3: 1, 9: 2, 27: 3}
 STRIDES = ((1, 1, 1), *((2, 2, 2),) * 4)
 CHANNELS = (32, 64, 128, 256, 320)
 
 
-def volume() -> np.ndarray:
-    """HU, float32 `(depth, height, width)`."""
-    return np.random.default_rng(0).normal(0, 200, VOLUME).astype(np.float32)
+def volume(num_windows: int) -> np.ndarray:
+    """HU, float32 `(depth, height, width)`, of so many windows."""
+    shape = [size * (2 if axis < DOUBLED[num_windows] else 1) for axis, size in enumerate(PATCH_SIZE)]
+    return np.random.default_rng(0).normal(0, 200, shape).astype(np.float32)
 
 
 # --- PyTorch
 
 
-def torch_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]]:
+def torch_turns(network_name: str, threads: int, num_windows: int) -> dict[str, Callable[[], None]]:
     """The network alone, and in nnU-Net's and MONAI's sliding window."""
     import torch
     from monai.inferers import SlidingWindowInferer
@@ -49,7 +49,7 @@ def torch_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]
 
     torch.set_num_threads(threads)
     network = torch_network(torch, network_name).eval()
-    image = torch.from_numpy(volume())[None]
+    image = torch.from_numpy(volume(num_windows))[None]
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     # What its plans would say: no plans file is needed for the sliding window itself.
     predictor.network, predictor.allowed_mirroring_axes = network, None
@@ -60,7 +60,7 @@ def torch_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]
 
     @torch.inference_mode()
     def forward() -> None:
-        for _ in range(NUM_WINDOWS):
+        for _ in range(num_windows):
             network(patch)
 
     @torch.inference_mode()
@@ -101,7 +101,7 @@ def torch_network(torch: Any, name: str) -> Any:
 # --- partialseg
 
 
-def partialseg_turns(network_name: str, threads: int) -> dict[str, Callable[[], None]]:
+def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[str, Callable[[], None]]:
     """The network alone, and `predict_volume`."""
     import partialseg  # noqa: F401, I001  # sets TensorFlow's environment before its import
     import tensorflow as tf
@@ -111,12 +111,12 @@ def partialseg_turns(network_name: str, threads: int) -> dict[str, Callable[[], 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     model = keras_network(network_name)
-    image = volume()
+    image = volume(num_windows)
     patch = tf.constant(image[None, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2], None])
     graph = tf.function(lambda x: model(x, training=False), autograph=False)
 
     def forward() -> None:
-        for _ in range(NUM_WINDOWS):
+        for _ in range(num_windows):
             graph(patch)
 
     def windows() -> None:
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("framework", choices=("torch", "partialseg"))
     parser.add_argument("network", choices=("unet", "pointwise", "scan"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--windows", type=int, choices=tuple(DOUBLED), default=27)
     parser.add_argument("--scan", type=Path)
     parser.add_argument("--base-channels", type=int, default=CHANNELS[0])
     arguments = parser.parse_args()
@@ -181,7 +182,8 @@ def main() -> None:
         answers.write(json.dumps(predict_scan(arguments.scan, arguments.base_channels)) + "\n")
         return
     is_torch = arguments.framework == "torch"
-    turns = (torch_turns if is_torch else partialseg_turns)(arguments.network, arguments.threads)
+    prepare = torch_turns if is_torch else partialseg_turns
+    turns = prepare(arguments.network, arguments.threads, arguments.windows)
     packages = ("torch", "nnunetv2", "monai") if is_torch else ("tensorflow", "keras")
     answers.write(json.dumps({"versions": [f"{p} {importlib.metadata.version(p)}" for p in packages]}) + "\n")
     for line in sys.stdin:
