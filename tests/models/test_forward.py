@@ -1,0 +1,43 @@
+"""Forward passes on the backend at hand: arrays in, float32 logits out."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from partialseg.models.forward import first_output, forward_pass
+
+PATCHES = np.random.default_rng(0).normal(0, 1, (2, 3, 4, 5, 1)).astype(np.float32)
+
+
+def pointwise_model(dtype="float32"):
+    inputs = keras.Input((None, None, None, 1))
+    return keras.Model(inputs, keras.layers.Conv3D(2, 1, dtype=dtype)(inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_network_gives_float32_logits_of_any_number_of_patches(dtype):
+    model = pointwise_model(dtype)
+    expected = keras.ops.convert_to_numpy(model(PATCHES))
+    forward = forward_pass(model, (3, 4, 5))
+    for count in (1, 2):
+        logits = forward(PATCHES[:count])
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected[:count], atol=1e-3)
+
+
+def test_what_was_built_for_a_network_goes_when_the_network_goes():
+    model = pointwise_model()
+    forward_pass(model, (3, 4, 5))(PATCHES)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_of_several_outputs_the_first_counts():
+    logits = forward_pass(lambda hu: {"fine": hu + 1, "coarse": hu[:, ::2]}, (3, 4, 5))(PATCHES)
+    np.testing.assert_array_equal(logits, PATCHES + 1)
+    assert first_output(["fine", "coarse"]) == first_output("fine") == "fine"
