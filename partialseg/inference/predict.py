@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from partialseg.inference.labelling import (
     trained_mirror_axes,
 )
 from partialseg.inference.plausibility import PredictionWarning
-from partialseg.inference.prediction_files import Origin, Outputs, is_there, write_prediction
+from partialseg.inference.prediction_files import (
+    Origin,
+    Outputs,
+    check_names_are_free,
+    is_there,
+    write_prediction,
+)
 from partialseg.inference.probability_maps import probability_maps
 from partialseg.inference.scans import Scan, list_scans, stem
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
@@ -107,7 +113,7 @@ def predict(
     origin = _origin(runs, settings, outputs)
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems)
-    sources = {scan.path.resolve() for scan in scans}
+    sources = {path.resolve() for scan in scans for path in (scan.path, *scan.files)}
     with progress_bar() as bar:
         bar.disable = not progress
         overall = bar.add_task("predict", total=len(scans))
@@ -116,7 +122,7 @@ def predict(
             bar.reset(windows, description=scan.name)
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
-                _check_not_a_scan(label_map, sources)
+                check_names_are_free(label_map, sources)
                 if not again and is_there(label_map, scan.sources, origin):
                     result.kept.append(label_map)
                 else:
@@ -139,19 +145,6 @@ def predict(
                 result.problems.append(error)
             bar.advance(overall)
     return result
-
-
-def _check_not_a_scan(label_map: Path, sources: Collection[Path]) -> None:
-    """Refuse to write over a scan: one that is predicted, or a file beside which no prediction is described."""
-    is_scan = label_map.resolve() in sources
-    if is_scan or (label_map.exists() and not label_map.with_name(f"{stem(label_map)}.json").exists()):
-        raise DataError(
-            label_map,
-            "is the scan itself, expected a new file"
-            if is_scan
-            else "is there already and is no prediction (there is no .json beside it), expected a new file",
-            "give another folder with --out",
-        )
 
 
 def predict_scan(
@@ -184,10 +177,12 @@ def predict_scan(
         The volume of each organ in mL; 0 where it was not found.
 
     Raises:
-        DataError: If the scan cannot be read or has an unusable geometry.
+        DataError: If the scan cannot be read or has an unusable geometry; or if files that are no prediction lie
+            where its files are to be.
     """
     scan, outputs = Scan(stem(Path(out)), Path(path), series), outputs or Outputs()
     networks = [Network(model, run.patch_size)] if callable(model) else model
+    check_names_are_free(Path(out), {scan.path.resolve()})
     origin = _origin([run], settings, outputs)
     sidecar = _predict_scan(networks, [run], scan, Path(out), settings, progress, outputs, origin)
     return sidecar["volumes_ml"]

@@ -6,7 +6,8 @@ OUT/<case>_probabilities/<organ>.nii.gz    see `partialseg.inference.probability
 OUT/<case>.seg.dcm      the same as DICOM segmentation, where it is asked for
 
 What is made anew is taken away first, the label map before the rest: whenever a run is killed, a label map is one with
-what lies beside it.
+what lies beside it. A JSON is there all the while, since it says whose the other files are: what lies at these
+names without one is not taken away, but refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from partialseg import __version__
 from partialseg.data.organ_codes import is_private, organ_code
 from partialseg.data.raw_files import content_hash, stamp
 from partialseg.data.volumes import Volume, write_label_map
+from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
 from partialseg.inference.dicom_seg import SourceSeries, write_dicom_seg
 from partialseg.inference.plausibility import (
@@ -38,6 +40,9 @@ from partialseg.inference.plausibility import (
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
 from partialseg.inference.probability_maps import ProbabilityMaps
 from partialseg.inference.scans import stem
+
+#: Of these a JSON that is of a prediction has one at least, whatever version wrote it.
+_FOUND = ("volumes_ml", "made_of")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,44 @@ class Origin:
     def marks(self, sources: Sequence[Path]) -> dict[str, str]:
         """Marks of a scan and the network; to be taken before the scan is read, so that a later change is seen."""
         return {"stamp": stamp(sources), "scan": content_hash(sources), "network": self.network}
+
+
+def check_names_are_free(label_map: Path, sources: Collection[Path]) -> None:
+    """Refuse to write over a scan, or over files that are no prediction.
+
+    A prediction is what has a JSON beside it that lists classes and says what was found, or one that is damaged.
+
+    Args:
+        label_map: The label map that is to be written.
+        sources: Resolved paths of the scans.
+
+    Raises:
+        DataError: If the label map is one of the scans, or what lies at its name, or at a name of what is written
+            beside it, is no prediction.
+    """
+    remedy = "give another folder for the predictions"
+    if label_map.resolve() in sources:
+        raise DataError(label_map, "is the scan itself, expected a new file", remedy)
+    there = [path for path in _names(label_map) if path.exists()]
+    sidecar = _sidecar_path(label_map)
+    if there and not _is_sidecar(sidecar):
+        why = "does not describe one" if sidecar.exists() else "is missing"
+        raise DataError(
+            there[0],
+            f"is there already and is no prediction (its {sidecar.name} {why}), expected a new file",
+            remedy,
+        )
+
+
+def _is_sidecar(path: Path) -> bool:
+    """Whether a JSON file is of a prediction; one that cannot be parsed was damaged."""
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return isinstance(content, dict) and "classes" in content and not content.keys().isdisjoint(_FOUND)
 
 
 def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
@@ -158,7 +201,8 @@ def write_prediction(
         "partialseg": __version__,
         "postprocessing": None if changes is None else _changes_json(changes, classes, scan.spacing_mm),
     }
-    _take_away(out)
+    sidecar["warnings"] = [warning._asdict() for warning in warnings]
+    _take_away(out, sidecar)
     files = {} if maps is None else maps.write(_probabilities_path(out))
     if source is not None:
         files |= _write_dicom_seg(out, labels, scan, source, organs, facts, warnings)
@@ -231,17 +275,24 @@ def _volumes_ml(
     return {organ: round(int(voxels[value]) * voxel_ml, 3) for organ, value in organs.items()}
 
 
-def _take_away(label_map: Path) -> None:
-    """Remove a prediction that is there, the label map first, and what a killed process left of one."""
+def _take_away(label_map: Path, sidecar: Mapping[str, Any]) -> None:
+    """Remove a prediction that is there, the label map first, and what a killed process left of one.
+
+    The new sidecar, of no file yet, is there from now on: what is written beside it is told from the files of others.
+    """
     label_map.unlink(missing_ok=True)
-    names = (label_map, _sidecar_path(label_map), _dicom_seg_path(label_map), _probabilities_path(label_map))
-    own = "|".join(re.escape(path.name) for path in names)
+    own = "|".join(re.escape(path.name) for path in _names(label_map))
     for path in label_map.parent.glob(".partial-*"):
         if re.fullmatch(rf"(\.partial-[0-9a-f]{{8}}-)+({own})", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(_sidecar_path(label_map), {**sidecar, "files": {}})
     _dicom_seg_path(label_map).unlink(missing_ok=True)
     shutil.rmtree(_probabilities_path(label_map), ignore_errors=True)
-    _sidecar_path(label_map).unlink(missing_ok=True)
+
+
+def _names(label_map: Path) -> tuple[Path, ...]:
+    """All that a prediction may write."""
+    return (label_map, _sidecar_path(label_map), _dicom_seg_path(label_map), _probabilities_path(label_map))
 
 
 def _dicom_seg_path(label_map: Path) -> Path:

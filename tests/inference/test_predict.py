@@ -135,7 +135,7 @@ def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, 
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.nii.gz").write_text("old")
-    (out / "a.json").write_text("{}")
+    (out / "a.json").write_text('{"classes": [], "volumes_ml": {}}')
     result = predict(run, [tmp_path / "in"], out, progress=False)
     assert not result.problems
     assert result.written == [out / "D.nii.gz", out / "a.nii.gz", out / "b.nii.gz"]
@@ -255,6 +255,22 @@ def test_scans_are_not_written_over(run, tmp_path):
     assert "a.nii.gz: is there already and is no prediction" in str(another.problems[0])
     assert (itself.written, another.written) == ([], [])
     assert scan.read_bytes() == other.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.json", "a.seg.dcm", "a_probabilities/liver.nii.gz"])
+def test_files_of_others_are_refused_and_stay_as_they_are(run, tmp_path, name):
+    """Converters write such pairs of an image and a JSON: the JSON alone is no proof of a prediction."""
+    scan = write_scan(tmp_path / "in" / "a.nii.gz", boxes((12, 12, 6)), RAS)
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("theirs")
+    (out / "a.json").write_text('{"Modality": "CT"}')
+    result = predict(run, [scan], out, progress=False)
+    assert "is no prediction (its a.json does not describe one)" in str(result.problems[0])
+    with pytest.raises(DataError, match="is no prediction"):
+        predict_scan(threshold_model(), run, scan, out / "a.nii.gz")
+    assert (out / "a.json").read_text() == '{"Modality": "CT"}'
+    assert name == "a.json" or (out / name).read_text() == "theirs"
 
 
 def test_an_ensemble_with_mirrored_windows_is_written_down(run, tmp_path):

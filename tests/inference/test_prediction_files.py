@@ -12,6 +12,7 @@ import pytest
 from partialseg.inference.postprocessing import OrganRules
 from partialseg.inference.predict import predict
 from partialseg.inference.prediction_files import Outputs
+from partialseg.inference.probability_maps import ProbabilityMaps
 from partialseg.training.config import TrainingConfig
 from partialseg.training.runs import Run, write_run
 
@@ -135,6 +136,21 @@ def test_what_a_killed_process_left_of_a_case_goes_and_what_another_works_on_sta
         (out / f".partial-0123abcd-{name}").write_bytes(b"half")
     predict(run, [scans / "a.nii.gz"], out, progress=False, outputs=Outputs(probabilities=True))
     assert [path.name for path in out.glob(".*")] == [".partial-0123abcd-x-a.nii.gz"]
+
+
+def test_a_case_that_was_killed_between_its_files_is_made_again(run, scans, tmp_path, network, monkeypatch):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    out, arguments = tmp_path / "out", {"outputs": Outputs(probabilities=True)}
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbabilityMaps, "write", kill)
+        with pytest.raises(KeyboardInterrupt):
+            go(run, scans, out, **arguments)
+    (out / "a_probabilities").mkdir(exist_ok=True)  # as if killed a moment later
+    assert not (out / "a.nii.gz").exists()
+    result = go(run, scans, out, **arguments)
+    assert (len(result.written), result.problems) == (3, [])
 
 
 def test_a_scan_that_can_no_longer_be_read_leaves_its_prediction(run, scans, tmp_path, network):
