@@ -255,8 +255,8 @@ def train(
     It takes all GPUs of this host. Where srun starts it as several tasks, or TF_CONFIG describes a cluster, all of them
     train together (docs/clusters.md).
 
-    In: a config and prepared data. Out: RUN with the resolved config, the network (model.keras), log.csv,
-    terms.csv (every loss term for every dataset and organ) and TensorBoard logs.
+    In: a config (docs/config.md has all fields) and prepared data. Out: RUN with the resolved config, the network
+    (model.keras), log.csv, terms.csv (every loss term for every dataset and organ) and TensorBoard logs.
     """
     from partialseg.data.prepared import read_prepared
     from partialseg.training.config import read_config

@@ -101,14 +101,21 @@ _WRITTEN = (
 )
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Remove what a killed training left under temporary names. No other may be training in the folder."""
+def left_overs(folder: Path) -> list[Path]:
+    """What a killed training left under temporary names, and of a finished one its checkpoints."""
     patterns = [f".partial-*-{name}" for name in _WRITTEN] + ["checkpoint/.partial-*", "best/.partial-*"]
-    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+    if (folder / "model.keras").is_file():
+        patterns += ["checkpoint", "best"]
+    return [path for pattern in patterns for path in folder.glob(pattern)]
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove them. No other process may be training in the folder."""
+    for path in left_overs(folder):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def write_run(run: Run, versions: dict[str, str]) -> None:

@@ -42,7 +42,7 @@ from partialseg.training.history import Progress
 from partialseg.training.interruption import StopRequest, TrainingStopped
 from partialseg.training.not_finite import LossIsNotFiniteError, explain
 from partialseg.training.optimizers import averaged_weights, computing_in, make_optimizer
-from partialseg.training.runs import Run, remove_left_overs
+from partialseg.training.runs import Run, left_overs, remove_left_overs
 from partialseg.training.schedule import first_rate
 from partialseg.training.state import TrainingState, bring_home
 from partialseg.training.validation import Validation
@@ -85,11 +85,8 @@ def train(
     with workers.alone_heard(), workers.others_named(), contextlib.ExitStack() as held:
         with workers.chief_first():
             config, prepared, run, trained = begin(config, prepared, out, start_from, workers.strategy)
-            if (
-                workers.is_chief
-                and not run.model_path.is_file()
-                and held.enter_context(only_writer(run.folder))
-            ):
+            to_do = not run.model_path.is_file() or left_overs(run.folder)
+            if workers.is_chief and to_do and held.enter_context(only_writer(run.folder)):
                 remove_left_overs(run.folder)
         if not run.model_path.is_file():
             with workers.own_folder(run.folder) as folder:

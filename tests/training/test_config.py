@@ -17,6 +17,7 @@ from partialseg.training.config import (
     stage_datasets,
     write_config,
 )
+from partialseg.training.config_page import config_page
 from partialseg.training.loss_config import LOSS_CONFIGS
 
 STAGE = "{name: one, datasets: all, epochs: 1, patches_per_dataset: 1}"
@@ -157,6 +158,14 @@ def test_losses_are_those_of_the_package_unless_a_preset_is_named(tmp_path):
     losses = read_config(path).losses
     assert (losses.preset, losses.exclusion, losses.terms) == ("partial_supervision", 3, ("mCE", "eDC"))
     assert TrainingConfig(name="x").losses == LOSS_CONFIGS["partial_supervision"]()
+
+
+def test_the_page_of_all_fields_is_the_one_that_is_made_now_and_says_what_each_means():
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
+    assert page == config_page(), "make it again: python -m partialseg.training.config_page > docs/config.md"
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    without = [row for row in rows if row.endswith("|  |") and not row.startswith(("| `kind`", "| `preset`"))]
+    assert not without
 
 
 def test_an_unknown_config_lists_those_that_there_are():

@@ -66,15 +66,19 @@ def test_the_patch_the_case_and_the_terms_are_named_and_the_patches_kept(
 
 
 def test_the_step_before_is_blamed_when_the_weights_were_no_numbers_any_more(config, tiny_prepared, tmp_path):
+    # In float32 the rate is infinite: the loss of the first step is a number, the weights after it are none.
     wild = config.model_copy(
-        update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e38})}
+        update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e39})}
     )
-    with pytest.raises(LossIsNotFiniteError, match=r"(no number|finite loss)") as error:
+    with pytest.raises(
+        LossIsNotFiniteError, match=r"step 2: .* was no number any more after the step before"
+    ):
         train(wild, tiny_prepared, tmp_path / "run")
     content, _, _ = report(tmp_path / "run")
-    if content["weights_not_finite"]:
-        assert "the step before" in str(error.value)
-    assert len(content["patches"]) == config.batch_size
+    assert content["weights_not_finite"]
+    prepared = read_prepared(tiny_prepared)
+    first = BatchReader(prepared, stage_patches(config, 0, prepared)).plan.batch(0)
+    assert [patch["case"] for patch in content["patches"]] == [draw.case.name for draw in first]
 
 
 def test_what_does_not_come_again_is_said_and_told_anew_the_next_time(
