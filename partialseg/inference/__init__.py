@@ -11,6 +11,7 @@ from partialseg.lazy import lazy_names
 _WHERE = {
     "predict_volume": "partialseg.models.sliding_window",
     "predict_scan": "partialseg.inference.predict",
+    "Outputs": "partialseg.inference.prediction_files",
     "export": "partialseg.inference.saved_model",
 }
 

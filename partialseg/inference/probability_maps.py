@@ -9,6 +9,8 @@ what is left of 1.
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -39,10 +41,10 @@ class ProbabilityMaps:
     def __init__(self, folder: Path, scan: Volume, organs: Mapping[str, int]) -> None:
         self._scan, self._values = scan, list(organs.values())
         shape = scan.array.shape
-        self._arrays = {
-            organ: np.memmap(folder / str(value), np.uint8, "w+", shape=shape)
-            for organ, value in organs.items()
-        }
+        self._arrays = {}
+        for organ, value in organs.items():
+            _reserve(folder / str(value), math.prod(shape))
+            self._arrays[organ] = np.memmap(folder / str(value), np.uint8, "r+", shape=shape)
 
     def add(self, index: int, plane: np.ndarray) -> None:
         """Take the probabilities of one plane: its index, and float32 `(height, width, classes)`."""
@@ -57,6 +59,18 @@ class ProbabilityMaps:
                 name = re.sub(r"[^\w.-]", "_", organ)
                 write_probability_map(temporary / f"{name}.nii.gz", array, FULL, self._scan)
         return {f"{folder.name}/{path.name}": path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of a size, for which the disk has room: else a write to mapped memory would end the process.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    with path.open("wb") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 @contextmanager
