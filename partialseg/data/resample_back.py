@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from partialseg.data.augmentation.kernels import compiled
+from partialseg.compiling import compiled
 from partialseg.data.resample import linear_places, size_ratios
 
 #: What takes the scores of one plane of the scan: its index, and float32 `(height, width, classes)`.

@@ -112,6 +112,7 @@ def label_scan(
         uint8 class indices on the grid of `scan.array`.
 
     Raises:
+        DataError: If a network gives values that are not numbers.
         ValueError: If windows are to be mirrored along x, and the other side of a class is no class; or a network has
             another number of classes.
     """
@@ -125,13 +126,18 @@ def label_scan(
     result = ScanLabels(image.shape, spacing_mm, scan.array.shape, scan.spacing_mm, on_probabilities)
     reports = _reports(walks, progress)
     streams = [walk.planes(report) for walk, report in zip(walks, reports, strict=True)]
-    for planes in zip(*streams, strict=True):
-        mean = planes[0]
-        for plane in planes[1:]:
-            mean += plane
-        if len(planes) > 1:
-            mean /= len(planes)
-        result.add(mean)
+    try:
+        for planes in zip(*streams, strict=True):
+            mean = planes[0]
+            for plane in planes[1:]:
+                mean += plane
+            if len(planes) > 1:
+                mean /= len(planes)
+            result.add(mean)
+    except FloatingPointError as error:
+        raise DataError(
+            scan.source.path, str(error), "train the run again with a lower `optimizer.learning_rate`"
+        ) from error
     return result.labels
 
 

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from partialseg.data.augmentation.kernels import compiled
+from partialseg.compiling import compiled
 from partialseg.machine import usable_cores
 
 #: With more threads the memory is the limit.
 MAX_THREADS = 4
 #: Background's logit in a window that is not computed; the other classes have 0.
 CERTAIN = np.float32(20)
+NOT_NUMBERS = "the network gave values that are not numbers"
 
 
 class BlendedPlanes:
@@ -112,7 +113,7 @@ class BlendedPlanes:
             self._sums[index % len(self._sums)] = 0
 
     def softmax(self, planes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> None:
-        """Write the probabilities of some planes; see `softmax`."""
+        """Write the probabilities of some planes; see `softmax`, also for what is raised."""
         list(self._pool.map(softmax, planes, probabilities))
 
 
@@ -172,6 +173,9 @@ def softmax(logits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     Returns:
         `probabilities`.
 
+    Raises:
+        FloatingPointError: If a logit is not a number, or infinite, so that there are no probabilities.
+
     Example:
         >>> softmax(np.log(np.array([[[1, 3], [2, 2]]], np.float32)), np.empty((1, 2, 2), np.float32)).tolist()
         [[[0.25, 0.75], [0.5, 0.5]]]
@@ -180,7 +184,8 @@ def softmax(logits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     np.exp(
         probabilities, out=probabilities
     )  # NumPy's exponential is several at a time; a compiled loop's is not
-    _divide_by_sum(probabilities.reshape(-1, probabilities.shape[-1]))
+    if not _divide_by_sum(probabilities.reshape(-1, probabilities.shape[-1])):
+        raise FloatingPointError(NOT_NUMBERS)
     return probabilities
 
 
@@ -196,11 +201,15 @@ def _subtract_largest(logits: np.ndarray, target: np.ndarray) -> None:
 
 
 @compiled
-def _divide_by_sum(voxels: np.ndarray) -> None:
+def _divide_by_sum(voxels: np.ndarray) -> bool:
+    """Whether all sums are numbers."""
+    are_numbers = True
     for i in range(voxels.shape[0]):
         total = np.float32(0)
         for k in range(voxels.shape[1]):
             total += voxels[i, k]
+        are_numbers &= np.isfinite(total)
         factor = np.float32(1) / total
         for k in range(voxels.shape[1]):
             voxels[i, k] *= factor
+    return are_numbers

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from partialseg.models.blending import BlendedPlanes
+from partialseg.models.blending import MAX_THREADS, NOT_NUMBERS, BlendedPlanes
 from partialseg.models.forward import forward_pass
 
 #: What lies outside the field of view, in HU.
@@ -192,20 +192,33 @@ class SlidingWindow:
 
         Yields:
             float32 `(height, width, classes)`; the array is the caller's.
+
+        Raises:
+            FloatingPointError: If the network gives values that are not numbers.
         """
         for _, planes, sums in self.slabs(progress):
-            probabilities = [np.empty(plane.shape, np.float32) for plane in planes]
-            sums.softmax(planes, probabilities)
-            yield from probabilities
+            # Of many classes a slab is most of the memory: no second one is held beside it.
+            for first in range(0, len(planes), MAX_THREADS):
+                some = planes[first : first + MAX_THREADS]
+                probabilities = [np.empty(plane.shape, np.float32) for plane in some]
+                sums.softmax(some, probabilities)
+                while probabilities:
+                    yield probabilities.pop(0)
 
     def logits(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
         """Predict, and give the blended logits of each plane in turn: as `planes`, without the softmax.
 
         Yields:
             float32 `(height, width, classes)`: a view, overwritten once planes of a later slab are asked for.
+
+        Raises:
+            FloatingPointError: If the network gives values that are not numbers.
         """
         for _, planes, _ in self.slabs(progress):
-            yield from planes
+            for plane in planes:
+                if not np.isfinite(plane.max()):
+                    raise FloatingPointError(NOT_NUMBERS)
+                yield plane
 
     def slabs(
         self, progress: Callable[[int, int], None] | None = None

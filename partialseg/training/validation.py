@@ -146,7 +146,7 @@ class Validation:
         for name, (images, sets) in self._patches.items():
             overlap = Overlap(len(self.prepared.classes))
             for image, candidates in zip(images, sets, strict=True):
-                overlap.add(candidates, self._predict(model, image[..., 0]))
+                overlap.add(candidates, self._predict(model, image[..., 0], name))
             organs = self.prepared.datasets[name].annotated
             scores += self._scores(PATCHES, name, "", organs, overlap)
         return scores
@@ -172,14 +172,18 @@ class Validation:
             np.asarray(array[:]) for array in (self.prepared.image(case), self.prepared.label(case))
         )
         overlap = Overlap(len(self.prepared.classes))
-        predicted = self._predict(model, image.astype(np.float32))
+        predicted = self._predict(model, image.astype(np.float32), f"{case.dataset} {case.name}")
         overlap.add_labels(label, self.prepared.table(case), predicted)
         organs = case.annotated or self.prepared.datasets[case.dataset].annotated
         return self._scores(VOLUMES, case.dataset, case.name, organs, overlap)
 
-    def _predict(self, model: keras.Model, volume: np.ndarray) -> np.ndarray:
+    def _predict(self, model: keras.Model, volume: np.ndarray, of: str) -> np.ndarray:
         windows = SlidingWindow(model, volume, self.config.patch_size, DEFAULT_SETTINGS)
-        return np.stack([np.argmax(plane, axis=-1).astype(np.uint8) for plane in windows.logits()])
+        try:
+            return np.stack([np.argmax(plane, axis=-1).astype(np.uint8) for plane in windows.logits()])
+        except FloatingPointError as error:
+            remedy = "lower `optimizer.learning_rate`, and start in a new run folder"
+            raise DataError(f"validation on {of}", str(error), remedy) from error
 
     def _scores(
         self, source: str, dataset: str, case: str, organs: Iterable[str], overlap: Overlap

@@ -153,6 +153,13 @@ def test_a_case_that_was_killed_between_its_files_is_made_again(run, scans, tmp_
     assert (len(result.written), result.problems) == (3, [])
 
 
+def test_a_network_that_gives_no_numbers_writes_no_empty_label_map(run, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "load_model", lambda run: lambda hu: np.repeat(hu * np.nan, 4, axis=-1))
+    result = go(run, scans, tmp_path / "out")
+    assert result.written == []
+    assert "a.nii.gz: the network gave values that are not numbers" in str(result.problems[0])
+
+
 def test_a_scan_that_can_no_longer_be_read_leaves_its_prediction(run, scans, tmp_path, network):
     out = tmp_path / "out"
     go(run, scans, out)
