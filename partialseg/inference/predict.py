@@ -34,6 +34,10 @@ from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
 
+#: Of how a label map comes from a scan and a network; a new number where the same settings give other labels, so that
+#: what an older version predicted is made again.
+METHOD = 1
+
 
 @dataclass(frozen=True)
 class PredictResult:
@@ -232,6 +236,7 @@ def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> 
     return Origin(
         content_hash([run.model_path for run in runs]),
         {
+            "method": METHOD,
             "classes": list(runs[0].classes),
             "spacing_mm": list(runs[0].spacing_mm),
             "patch_sizes": [list(run.patch_size) for run in runs],

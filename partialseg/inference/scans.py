@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partialseg.data.cards import Card, assign_splits, find_cases
-from partialseg.data.dicom_series import holds_dicom, list_series
+from partialseg.data.dicom_series import Series, holds_dicom, list_series
 from partialseg.data.volumes import SUFFIXES
 from partialseg.errors import DataError
 
@@ -24,7 +24,8 @@ class Scan:
         name: Name of its prediction.
         path: A file, or a folder with the slices of DICOM series.
         series: Which series of the folder, where there are several; see `partialseg.data.dicom`.
-        files: The files of that series; empty where all of `path` is the scan.
+        files: The files of that series, without what else lies in the folder; empty where `path` is a file or all of
+            it is the scan.
     """
 
     name: str
@@ -81,8 +82,10 @@ def list_scans(
 def _parts(entry: Path) -> list[tuple[Path, str | None]]:
     """An input; or, of a folder with several folders of DICOM slices below it, each of these and its name."""
     if entry.is_dir() and not any(path.name.lower().endswith(SUFFIXES) for path in _visible(entry)):
-        found = _dicom_folders(entry, "")
-        if len(found) > 1:
+        found = [part for part in _dicom_folders(entry, "") if not _holds_predictions(part[0])]
+        if len(found) == 1:
+            return [(found[0][0], case_name(entry))]
+        if found:
             return found
     return [(entry, None)]
 
@@ -95,6 +98,13 @@ def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:
         below = [path for path in _visible(folder) if path.is_dir()]
     parts = [_dicom_folders(path, f"{name}_{path.name}" if name else path.name) for path in below]
     return [found for part in parts for found in part] or [(folder, name)]
+
+
+def _holds_predictions(folder: Path) -> bool:
+    """Whether the DICOM files of a folder are segmentations that were written beside label maps."""
+    names = [path.name for path in _visible(folder) if path.is_file()]
+    is_written = all(name.endswith((".seg.dcm", ".json", ".nii.gz")) for name in names)
+    return is_written and any(name.endswith(".seg.dcm") for name in names)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -128,15 +138,18 @@ def _dicom_scans(folder: Path, case: str) -> list[Scan]:
     """The series of a folder of DICOM slices, named after it; several also after their numbers."""
     found = list_series(folder)
     if len(found) == 1:
-        return [Scan(case, folder)]
+        return [Scan(case, folder, None, _files_of(found[0]))]
     scans, seen = [], Counter()
     for series in found:
         name = f"{case}_series{series.number or 0}"
         seen[name] += 1
         again = f"_{seen[name]}" if seen[name] > 1 else ""
-        files = sorted({one.path for one in series.slices})
-        scans.append(Scan(name + again, folder, series.uid, tuple(files)))
+        scans.append(Scan(name + again, folder, series.uid, _files_of(series)))
     return scans
+
+
+def _files_of(series: Series) -> tuple[Path, ...]:
+    return tuple(sorted({one.path for one in series.slices}))
 
 
 def _card_scans(entry: Path, card: Card, split: str | None) -> list[Scan]:

@@ -99,8 +99,10 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_and_leaves_no_half_file(ru
     assert network.passes == 2 + 2  # the second of the first call was for nothing
 
 
-@pytest.mark.parametrize("what", ["scan", "network", "overlap", "organs", "rules", "cut", "sidecar", "gone"])
-def test_what_changed_is_made_again(run, scans, tmp_path, network, what):
+@pytest.mark.parametrize(
+    "what", ["scan", "network", "method", "overlap", "organs", "rules", "cut", "sidecar", "gone"]
+)
+def test_what_changed_is_made_again(run, scans, tmp_path, network, monkeypatch, what):
     out, arguments = tmp_path / "out", {}
     go(run, scans, out)
     expected = ["a.nii.gz"]
@@ -116,6 +118,8 @@ def test_what_changed_is_made_again(run, scans, tmp_path, network, what):
         expected = ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
         if what == "network":
             run.model_path.write_bytes(b"other weights")
+        elif what == "method":
+            monkeypatch.setattr("partialseg.inference.predict.METHOD", -1)
         elif what == "overlap":
             arguments["overlap"] = 0.25
         elif what == "organs":
@@ -244,6 +248,34 @@ def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_sca
     assert len(predict(run, [folder], out, progress=False, outputs=Outputs(dicom_seg=True)).written) == 1
     assert len(predict(run, [folder], out, progress=False).written) == 1
     assert not (out / "series.seg.dcm").exists()  # it would be of another prediction than the label map
+
+
+def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_path, network):
+    folder = tmp_path / "series"
+    folder.mkdir()
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for index in range(6):
+        dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
+        dataset.save_as(folder / f"{index}.dcm")
+    arguments = {"progress": False, "outputs": Outputs(dicom_seg=True)}
+    assert len(predict(run, [folder], folder / "out", **arguments).written) == 1
+    again = predict(run, [folder], folder / "out", **arguments)
+    assert (len(again.kept), again.written) == (1, [])
+
+
+def test_predictions_beside_the_series_of_a_patient_are_no_series(run, tmp_path, network):
+    folder = tmp_path / "patient" / "series"
+    folder.mkdir(parents=True)
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for index in range(6):
+        dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
+        dataset.save_as(folder / f"{index}.dcm")
+    out = tmp_path / "patient" / "out"
+    first = predict(run, [tmp_path / "patient"], out, progress=False)
+    (out / "patient.seg.dcm").write_bytes((folder / "0.dcm").read_bytes())
+    again = predict(run, [tmp_path / "patient"], out, progress=False)
+    assert again.problems == []
+    assert [path.name for path in first.written] == [path.name for path in again.kept] == ["patient.nii.gz"]
 
 
 def test_probabilities_are_those_of_the_network_in_the_scan_s_own_axes(run, scans, tmp_path, network):
