@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -438,6 +439,9 @@ def main() -> None:
     if any(not argument or re.fullmatch("--[a-z-]+=", argument) for argument in sys.argv[1:]):
         typer.echo("Error: an argument is empty; was a variable of the shell not set?", err=True)
         sys.exit(2)  # an empty path would be the current folder
+    if (backend := os.environ.get("KERAS_BACKEND") or "tensorflow") not in ("tensorflow", "jax", "torch"):
+        typer.echo(f"Error: KERAS_BACKEND is {backend!r}, expected tensorflow, jax or torch", err=True)
+        sys.exit(2)
     try:
         app()
     except DataError as error:

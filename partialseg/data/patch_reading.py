@@ -123,6 +123,23 @@ class PatchReader:
         strengths = augment_intensity(image, config, spatial.in_plane, random)
         return Augmented(spatial, strengths)
 
+    def read_values(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+        """Read one patch as it is stored, not augmented: three bytes a voxel, however many classes there are.
+
+        Args:
+            draw: The patch.
+
+        Returns:
+            int16 HU and uint8 values of the case's table, `(depth, height, width)`.
+
+        Raises:
+            DataError: If a file is missing or holds what the manifest does not say.
+        """
+        image, values = self.read_box(draw.case, draw.start, self.patch_size)
+        highest = int(values.max())
+        self._check_value(draw.case, highest if highest >= len(self.prepared.table(draw.case)) else -1)
+        return image, values
+
     def read_box(
         self, case: Case, start: Sequence[int], size: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from partialseg.data.folds import hold_out
-from partialseg.data.pipeline import fixed_patches
+from partialseg.data.patch_reading import PatchReader
 from partialseg.data.prepared import Case, Prepared
+from partialseg.data.sampling import fixed_draws
 from partialseg.errors import DataError
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
 from partialseg.training.config import TrainingConfig
@@ -129,11 +130,13 @@ class Validation:
         self.config = config
         self.prepared = hold_out(prepared, config.validation)
         check_held_out(self.prepared)
-        self._patches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        reader = PatchReader(self.prepared, config.patch_size)
+        # As they are stored: as candidates those of many datasets and classes would take gigabytes.
+        self._patches: dict[str, list[tuple[Case, np.ndarray, np.ndarray]]] = {}
         for name in self.datasets:
-            number = config.validation.patches
-            patch = fixed_patches(self.prepared, name, "validation", number, config.patch_size, config.seed)
-            self._patches[name] = patch
+            number, size = config.validation.patches, config.patch_size
+            draws = fixed_draws(self.prepared, name, "validation", number, size, config.seed)
+            self._patches[name] = [(draw.case, *reader.read_values(draw)) for draw in draws]
 
     @property
     def datasets(self) -> list[str]:
@@ -143,10 +146,11 @@ class Validation:
     def by_patches(self, model: keras.Model) -> list[Score]:
         """Dice of each dataset's organs, over fixed patches of its held-out cases taken together."""
         scores = []
-        for name, (images, sets) in self._patches.items():
+        for name, patches in self._patches.items():
             overlap = Overlap(len(self.prepared.classes))
-            for image, candidates in zip(images, sets, strict=True):
-                overlap.add(candidates, self._predict(model, image[..., 0], name))
+            for case, image, values in patches:
+                predicted = self._predict(model, image.astype(np.float32), f"{case.dataset} {case.name}")
+                overlap.add_labels(values, self.prepared.table(case), predicted)
             organs = self.prepared.datasets[name].annotated
             scores += self._scores(PATCHES, name, "", organs, overlap)
         return scores

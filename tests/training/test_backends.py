@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from partialseg.cli import main
+
 TRAIN = """
 import sys
 import numpy as np
@@ -77,3 +79,12 @@ def test_devices_cannot_be_named_where_there_are_no_strategies(tiny_prepared, tm
     result = on_backend("jax", code, tiny_prepared, tmp_path / "run")
     assert "the jax backend: found devices GPU:1, expected none" in result.stderr
     assert result.returncode == 1
+
+
+def test_a_backend_that_keras_does_not_have_is_a_wrong_call(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "cntk")
+    monkeypatch.setattr(sys, "argv", ["partialseg", "train", "tiny", "--prepared", "x", "--out", "y"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "KERAS_BACKEND is 'cntk', expected tensorflow, jax or torch" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from partialseg.data.labels import candidate_table, candidates
+from partialseg.data.pipeline import fixed_patches
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
@@ -98,6 +99,17 @@ def test_patches_are_the_same_at_every_call_and_scored_together(tiny_prepared):
     assert scores == again.by_patches(nothing)
     assert {s.source for s in scores} == {PATCHES}
     assert {s.dice for s in scores} == {0.0}
+
+
+def test_patches_are_kept_as_stored_and_mean_what_the_candidates_of_patches_mean(tiny_prepared):
+    validation = Validation(validating(), read_prepared(tiny_prepared))
+    prepared, config = validation.prepared, validation.config
+    for name, patches in validation._patches.items():
+        images, sets = fixed_patches(prepared, name, "validation", 2, config.patch_size, config.seed)
+        for (case, image, values), expected, sets_of_patch in zip(patches, images, sets, strict=True):
+            assert (image.dtype, values.dtype) == (np.int16, np.uint8)
+            np.testing.assert_array_equal(image, expected[..., 0])
+            np.testing.assert_array_equal(prepared.table(case)[values], sets_of_patch)
 
 
 def test_data_of_which_nothing_can_be_held_out_are_refused(tiny_prepared):
