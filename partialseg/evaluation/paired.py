@@ -185,7 +185,7 @@ def _groups(pairs: pd.DataFrame) -> Iterator[tuple[str, str]]:
 def _test(pairs: pd.DataFrame, organ: str, dataset: str, metric: str) -> dict[str, float]:
     group = pairs[_belongs(pairs, organ, dataset)]
     lacking = group[[f"{metric}_a", f"{metric}_b"]].isna().any(axis=1)
-    values = pairs_of(pairs, organ, dataset, metric)
+    values = pairs_of(group, organ, dataset, metric)
     a, b = (values[f"{metric}_{run}"].to_numpy(dtype=float) for run in "ab")
     differences = np.round(b - a, DECIMALS)
     signs = np.sign(differences) * (1 if COMPARED_METRICS[metric] else -1)

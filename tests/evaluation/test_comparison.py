@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from partialseg.evaluation import difference_plot
 from partialseg.evaluation.comparison import compare_runs, comparison_layout, render_comparison
 from partialseg.evaluation.score_files import COLUMNS
 
@@ -70,6 +71,15 @@ def test_the_picture_is_the_same_each_time(runs, tmp_path):
     picture = np.asarray(Image.open(io.BytesIO(first)).convert("RGB")).reshape(-1, 3)
     blue = (picture == (0x00, 0x72, 0xB2)).all(axis=1)
     assert blue.sum() > 100  # HD95 of seven cases: better
+
+
+def test_of_many_organs_those_with_the_smallest_p_are_drawn(monkeypatch, runs, tmp_path):
+    paired, _ = compare_runs(*runs, tmp_path / "out")
+    tests = pd.concat(
+        [paired.tests.assign(organ=f"organ_{place}", p=p) for place, p in enumerate((0.3, 0.1, np.nan, 0.2))]
+    )
+    monkeypatch.setattr(difference_plot, "MAX_ROWS", 2)
+    assert difference_plot._drawn(tests)["organ"].unique().tolist() == ["organ_1", "organ_3"]
 
 
 def test_in_brief_what_is_more_than_chance_is_bold(runs, tmp_path):

@@ -4,6 +4,7 @@ from scipy import stats
 
 from partialseg.evaluation.statistics import (
     MIN_CASES,
+    RESAMPLES,
     holm,
     median_interval,
     percentile_interval,
@@ -79,6 +80,20 @@ def test_intervals_are_the_same_each_time_and_hold_the_mean():
     assert low < values.mean() < high
     assert mean_interval(values).tolist() == [low, high]
     assert median_interval(values) == median_interval(values)
+
+
+@pytest.mark.parametrize("number", [20, 21])
+def test_the_interval_of_the_median_is_that_of_medians_of_resamples(number):
+    values = np.random.default_rng(1).permutation(number) ** 2.0
+    rows = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
+    medians = np.median(np.sort(values)[rows], axis=1)
+    assert median_interval(values) == pytest.approx(percentile_interval(medians, number).tolist())
+
+
+def test_means_of_resamples_are_those_of_the_drawn_rows():
+    values = np.random.default_rng(1).random((20, 2))
+    rows = np.random.default_rng(0).integers(20, size=(RESAMPLES, 20))
+    assert np.allclose(resampled_means(values), values[rows].mean(axis=1))
 
 
 def test_below_6_cases_there_is_no_interval():
