@@ -62,8 +62,12 @@ def sampled(array: np.ndarray) -> np.ndarray:
         >>> sampled(np.zeros((300, 200, 200))).shape
         (100, 67, 67)
     """
-    step = int(np.ceil(np.cbrt(array.size / MAX_SAMPLED)))
-    return array[(slice(None, None, max(1, step)),) * array.ndim]
+    return array[(slice(None, None, sampling_step(array.size)),) * array.ndim]
+
+
+def sampling_step(size: int) -> int:
+    """Of an array of so many voxels, along each of three axes every how manieth one `sampled` takes."""
+    return max(1, int(np.ceil(np.cbrt(size / MAX_SAMPLED))))
 
 
 def measure_intensity(image: np.ndarray, label: np.ndarray | None = None) -> Intensity:

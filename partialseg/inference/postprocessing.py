@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from partialseg.data.boxes import value_boxes
 from partialseg.data.classes import other_side, side_of
-from partialseg.data.intensity import sampled
+from partialseg.data.intensity import sampled, sampling_step
 from partialseg.inference.pieces import pieces
 
 #: What is denser is body; air, and foam of the table, are not.
@@ -185,13 +185,11 @@ def middle_of_body(hu: np.ndarray) -> float | None:
         >>> middle_of_body(scan), middle_of_body(scan[..., 6:])
         (8.0, None)
     """
-    some = sampled(hu)
-    step = -(-hu.shape[2] // some.shape[2])
-    columns = np.count_nonzero(some > BODY_HU, axis=(0, 1))
+    columns = np.count_nonzero(sampled(hu) > BODY_HU, axis=(0, 1))
     if not columns.any() or max(columns[0], columns[-1]) >= CUT_OFF * columns.max():
         return None
     before = np.cumsum(columns)
-    return float(np.searchsorted(before, before[-1] / 2) * step)
+    return float(np.searchsorted(before, before[-1] / 2) * sampling_step(hu.size))
 
 
 def on_wrong_side(centre: float, middle: float, side: str, width_mm: float) -> bool:

@@ -28,7 +28,7 @@ from partialseg.inference.prediction_files import (
     is_there,
     write_prediction,
 )
-from partialseg.inference.probability_maps import probability_maps
+from partialseg.inference.probability_maps import file_names, probability_maps
 from partialseg.inference.scans import Scan, list_scans, stem
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
@@ -98,7 +98,8 @@ def predict(
 
     Raises:
         DataError: If a run is not one, or has no trained network; if a run of the ensemble has other classes or
-            another voxel size; or if windows are to be mirrored and a run was trained without that.
+            another voxel size; if windows are to be mirrored and a run was trained without that; or if the
+            probabilities of two organs would share a file.
         ValueError: If a split is asked for without a card, or an organ is not among the run's classes.
     """
     if split is not None and card is None:
@@ -255,3 +256,8 @@ def _check_organs(outputs: Outputs, run: Run) -> None:
             f"organs {', '.join(strangers)}: the network has no such class, expected some of "
             f"{', '.join(run.classes[1:])}"
         )
+    if outputs.probabilities:
+        try:
+            file_names(outputs.values(run.classes))
+        except ValueError as error:
+            raise DataError(run.folder, str(error), "write one of the two by --organs") from error

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,9 +42,9 @@ class ProbabilityMaps:
         self._scan, self._values = scan, list(organs.values())
         shape = scan.array.shape
         self._arrays = {}
-        for organ, value in organs.items():
+        for name, value in zip(file_names(organs), self._values, strict=True):
             _reserve(folder / str(value), math.prod(shape))
-            self._arrays[organ] = np.memmap(folder / str(value), np.uint8, "r+", shape=shape)
+            self._arrays[name] = np.memmap(folder / str(value), np.uint8, "r+", shape=shape)
 
     def add(self, index: int, plane: np.ndarray) -> None:
         """Take the probabilities of one plane: its index, and float32 `(height, width, classes)`."""
@@ -55,10 +55,27 @@ class ProbabilityMaps:
         """Write a file for each organ, all or none; their names below the folder's parent, and their sizes."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            for organ, array in self._arrays.items():
-                name = re.sub(r"[^\w.-]", "_", organ)
-                write_probability_map(temporary / f"{name}.nii.gz", array, FULL, self._scan)
+            for name, array in self._arrays.items():
+                write_probability_map(temporary / name, array, FULL, self._scan)
         return {f"{folder.name}/{path.name}": path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def file_names(organs: Iterable[str]) -> list[str]:
+    """The file of each organ; what no file's name may have is replaced.
+
+    Raises:
+        ValueError: If two organs would share a file.
+
+    Example:
+        >>> file_names(["liver", "left kidney"])
+        ['liver.nii.gz', 'left_kidney.nii.gz']
+    """
+    names: dict[str, str] = {}
+    for organ in organs:
+        first = names.setdefault(re.sub(r"[^\w.-]", "_", organ), organ)
+        if first != organ:
+            raise ValueError(f"the probabilities of {first!r} and {organ!r} would share a file")
+    return [f"{name}.nii.gz" for name in names]
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -81,7 +98,7 @@ def probability_maps(beside: Path, scan: Volume, organs: Mapping[str, int]) -> I
     """
     folder = beside.with_name(f".partial-probabilities-{beside.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # where it could not be removed, its files are written over
     try:
         yield ProbabilityMaps(folder, scan, organs)
     finally:

@@ -125,6 +125,11 @@ def test_the_middle_is_told_with_an_arm_at_one_side_and_not_in_a_scan_without_bo
     assert middle_of_body(np.full((4, 30, 100), -1000.0)) is None
 
 
+def test_the_middle_of_a_narrow_scan_of_many_slices_is_told_from_every_fourth_column():
+    scan = np.broadcast_to(np.array([-1000, 40, 40, 40, 40, 40, 40, 40, -1000], np.int16), (2000, 2000, 9))
+    assert middle_of_body(scan) == 4
+
+
 def plain_rules(mask, rule):
     """The same by one labelling of the whole box."""
     numbers, count = ndimage.label(mask, np.ones((3, 3, 3)))

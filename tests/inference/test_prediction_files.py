@@ -9,6 +9,7 @@ import pydicom
 import pydicom.data
 import pytest
 
+from partialseg.errors import DataError
 from partialseg.inference.postprocessing import OrganRules
 from partialseg.inference.predict import predict
 from partialseg.inference.prediction_files import Outputs
@@ -303,6 +304,15 @@ def test_probabilities_are_those_of_the_network_in_the_scan_s_own_axes(run, scan
     assert len(predict(run, [tmp_path / "turned.nii.gz"], out, **arguments).written) == 1
     predict(run, [tmp_path / "turned.nii.gz"], out, progress=False)
     assert not folder.exists()
+
+
+def test_organs_whose_probabilities_would_share_a_file_are_refused(run, scans, tmp_path, network):
+    classes = ("background", "left kidney", "left_kidney", "liver")
+    alike = Run(tmp_path / "alike", run.config, classes, run.spacing_mm, {"btcv": classes[1:]})
+    write_run(alike, {})
+    alike.model_path.write_bytes(b"weights")
+    with pytest.raises(DataError, match="'left kidney' and 'left_kidney' would share a file"):
+        go(alike, scans, tmp_path / "out", outputs=Outputs(probabilities=True))
 
 
 def test_a_stop_while_probabilities_come_in_leaves_nothing(run, scans, tmp_path, network):
