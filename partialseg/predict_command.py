@@ -71,7 +71,8 @@ def predict(
         bool,
         typer.Option(
             "--postprocess",
-            help="Apply RUN/postprocessing.yaml, which `partialseg postprocess` writes. Without, nothing is done.",
+            help="Apply RUN/postprocessing.yaml, which `partialseg postprocess` writes. Without, nothing is done. "
+            "Of an ensemble the first run's rules count.",
         ),
     ] = False,
     probabilities: Annotated[
