@@ -8,7 +8,6 @@ classes times a slab, not times the volume.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from partialseg.models.blending import MAX_THREADS, NOT_NUMBERS, BlendedPlanes
 from partialseg.models.forward import forward_pass
+from partialseg.models.windows import window_starts, window_weights
 
 #: What lies outside the field of view, in HU.
 AIR = -1024.0
@@ -136,6 +136,9 @@ class SlidingWindow:
             all are.
         num_classes: Background included; needed with `is_wanted`.
 
+    Attributes:
+        num_windows: Those that are computed.
+
     Raises:
         ValueError: If the volume is not 3D or empty, or an argument is not in its range or lacks another one.
 
@@ -177,12 +180,12 @@ class SlidingWindow:
             self._starts.append(starts)
             self._weights.append(window_weights(starts, size, patch))
         grid = itertools.product(*(range(len(starts)) for starts in self._starts))
-        self._wanted = {window: is_wanted is None or is_wanted(self._box(window)) for window in grid}
-
-    @property
-    def num_windows(self) -> int:
-        """Those that are computed."""
-        return sum(self._wanted.values())
+        #: Slab by slab the windows that are computed, and those that are background.
+        self._slabs: list[tuple[list, list]] = [([], []) for _ in self._starts[0]]
+        for window in grid:
+            is_background = is_wanted is not None and not is_wanted(self._box(window))
+            self._slabs[window[0]][is_background].append(window)
+        self.num_windows = sum(len(wanted) for wanted, _ in self._slabs)
 
     def planes(self, progress: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
         """Predict, and give the probabilities of each plane of the volume in turn.
@@ -232,8 +235,7 @@ class SlidingWindow:
         sums, done = None, 0
         depth_starts, (depth, height, width) = self._starts[0], self._inside
         for slab, start in enumerate(depth_starts):
-            windows = [window for window in self._wanted if window[0] == slab]
-            wanted = [window for window in windows if self._wanted[window]]
+            wanted, background = self._slabs[slab]
             for first in range(0, len(wanted), self.settings.batch_size):
                 batch = wanted[first : first + self.settings.batch_size]
                 sums = self._add(batch, sums)
@@ -241,9 +243,8 @@ class SlidingWindow:
                 if progress:
                     progress(done, self.num_windows)
             sums = sums or self._sums(self.num_classes)
-            for window in windows:
-                if not self._wanted[window]:
-                    sums.add_background(self._start_of(window), self._weights_of(window))
+            for window in background:
+                sums.add_background(self._start_of(window), self._weights_of(window))
             stop = depth_starts[slab + 1] if slab + 1 < len(depth_starts) else len(self._volume)
             inside = range(max(start, depth.start), min(stop, depth.stop))
             if inside:
@@ -291,49 +292,6 @@ class SlidingWindow:
 
     def _weights_of(self, window: tuple[int, ...]) -> list[np.ndarray]:
         return [self._weights[axis][index] for axis, index in enumerate(window)]
-
-
-def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis: the last window ends with the axis, steps are even.
-
-    Args:
-        size: Voxels along the axis, at least `patch`.
-        patch: Voxels of a window.
-        overlap: Share of a window that it has in common with the next one at least.
-
-    Example:
-        >>> window_starts(10, 4, 0.5), window_starts(11, 4, 0.5), window_starts(4, 4, 0.5)
-        ([0, 2, 4, 6], [0, 2, 4, 5, 7], [0])
-    """
-    steps = math.ceil((size - patch) / max(1.0, patch * (1 - overlap)))
-    return [round(step * (size - patch) / max(steps, 1)) for step in range(steps + 1)]
-
-
-def window_weights(starts: Sequence[int], size: int, patch: int) -> np.ndarray:
-    """Gaussian weights of the windows along one axis, scaled to sum to 1 at every voxel.
-
-    The windows of a volume are a grid, so the product of the weights along its axes sums to 1 as well: no
-    volume of weights is needed to divide by.
-
-    Args:
-        starts: First voxels of the windows, which cover the axis.
-        size: Voxels along the axis.
-        patch: Voxels of a window.
-
-    Returns:
-        float32 `(windows, patch)`.
-
-    Example:
-        >>> print(window_weights([0, 2], 6, 4).round(3))
-        [[1.    1.    0.982 0.018]
-         [0.018 0.982 1.    1.   ]]
-    """
-    offset = (np.arange(patch) - (patch - 1) / 2) / (patch / 8)
-    gaussian = np.exp(-0.5 * offset**2)
-    total = np.zeros(size)
-    for start in starts:
-        total[start : start + patch] += gaussian
-    return np.stack([gaussian / total[start : start + patch] for start in starts]).astype(np.float32)
 
 
 def _check(volume: np.ndarray, patch_size: tuple[int, ...]) -> None:
