@@ -72,6 +72,11 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     return scores.astype({name: float for name in known if name in NUMBERS})
 
 
+def find_scores(folder: str | Path) -> list[Path]:
+    """The files `scores.csv` in a folder and up to two folders below it, those of a run among them."""
+    return [file for place in _PLACES for file in sorted(Path(folder).glob(place))]
+
+
 def read_all_scores(*paths: str | Path) -> pd.DataFrame:
     """Read files of scores, or all that lie in folders or up to two folders below them.
 
@@ -83,7 +88,7 @@ def read_all_scores(*paths: str | Path) -> pd.DataFrame:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = [file for place in _PLACES for file in sorted(path.glob(place))] if path.is_dir() else [path]
+        found = find_scores(path) if path.is_dir() else [path]
         if not found:
             raise DataError(path, "holds no scores.csv", "run `partialseg evaluate` first")
         files += found

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from partialseg.errors import DataError
-from partialseg.evaluation.tables import read_scores
+from partialseg.evaluation.score_files import find_scores, read_all_scores
 from partialseg.report.html import NetworkResult, write_report
 from partialseg.report.run_facts import read_json
-
-#: Scores below a folder: in it, in its folders of scores, and in folders of these for each dataset.
-_SCORES = ("scores.csv", "scores*/scores.csv", "scores*/*/scores.csv")
 
 
 def report_run(folder: str | Path) -> Path:
     """Report on a run folder, on a study that compares several, or on scores.
 
-    A run folder has `run.json`; its scores are `scores*/scores.csv` in it. A study has `study.json`:
+    A run folder has `run.json`; its scores are in it or up to two folders below, as for
+    `partialseg.evaluation.score_files.read_all_scores`. A study has `study.json`:
     `{"title": ..., "networks": {name: {"run": path, "scores": [paths of scores.csv]}}, "notes": [...]}`, with
     paths relative to the study, and `run`, `title` and `notes` optional. Any other folder holds what
-    `partialseg evaluate` wrote: `scores.csv`, or folders `scores*` with one each.
+    `partialseg evaluate` wrote: `scores.csv`, or folders with one each.
 
     Args:
         folder: The folder.
@@ -38,12 +33,12 @@ def report_run(folder: str | Path) -> Path:
         title, networks, notes = _read_study(folder)
         return write_report(folder / "report.html", title, networks, notes)
     name = folder.resolve().name
-    files = [file for pattern in _SCORES for file in sorted(folder.glob(pattern))]
+    files = find_scores(folder)
     is_run = (folder / "run.json").is_file()
     if not is_run and not files:
         remedy = "give a run folder of `partialseg train`, what `partialseg evaluate` wrote, or a study"
         raise DataError(folder, "holds neither run.json nor study.json nor scores.csv", remedy)
-    result = NetworkResult(_all_scores(files), folder if is_run else None)
+    result = NetworkResult(read_all_scores(*files) if files else None, folder if is_run else None)
     title = f"Run {name}" if is_run else f"Scores in {name}"
     return write_report(folder / "report.html", title, {name: result})
 
@@ -60,19 +55,8 @@ def _read_study(folder: Path) -> tuple[str, dict[str, NetworkResult], list[str]]
     except (AttributeError, KeyError, TypeError) as error:
         problem = f"is not a study ({error!r})"
         raise DataError(path, problem, 'expected {"networks": {name: {"run", "scores"}}}') from error
-    networks = {name: NetworkResult(_all_scores(files), run and folder / run) for name, run, files in entries}
+    networks = {
+        name: NetworkResult(read_all_scores(*files) if files else None, run and folder / run)
+        for name, run, files in entries
+    }
     return title, networks, notes
-
-
-def _all_scores(files: Sequence[Path]) -> pd.DataFrame | None:
-    """The scores of all files; a case that is in two of them would count twice, so it is refused."""
-    if not files:
-        return None
-    frames = [read_scores(file).assign(file=str(file)) for file in files]
-    scores = pd.concat(frames, ignore_index=True)
-    twice = scores[scores.duplicated(["dataset", "case", "organ"])]
-    if len(twice):
-        row = twice.iloc[0]
-        problem = f"{row['dataset']}, {row['case']}, {row['organ']} is scored in another file as well"
-        raise DataError(row["file"], problem, "keep one evaluation of each dataset")
-    return scores.drop(columns="file")

@@ -24,6 +24,7 @@ from partialseg.data.prepare import prepare
 from partialseg.data.prepared import Prepared
 from partialseg.demo import SPACING_MM as PHANTOM_SPACING_MM
 from partialseg.errors import DataError
+from partialseg.evaluation.score_files import read_all_scores
 from partialseg.files import write_json, write_text
 from partialseg.progress import console
 from partialseg.report.folders import report_run
@@ -37,7 +38,7 @@ from partialseg.study.plan import (
     plan_study,
     table_notes,
 )
-from partialseg.study.scoring import is_scored, read_all_scores, score_network
+from partialseg.study.scoring import is_scored, score_network
 from partialseg.study.table import study_markdown, study_table
 from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.not_finite import LossIsNotFiniteError
@@ -236,7 +237,7 @@ def _write(name: str, networks: Sequence[Network], study: _Study) -> StudyResult
         row: [study.scores(network, card) for network in nets for card in network.scored_on]
         for row, nets in complete.items()
     }
-    result.table = study_table({row: read_all_scores(paths) for row, paths in folders.items()})
+    result.table = study_table({row: read_all_scores(*paths) for row, paths in folders.items()})
     notes = _notes(name, networks, study, missing)
     write_text(study.out / "table.csv", result.table.to_csv(index=False))
     write_text(study.out / "table.md", study_markdown(TITLES[name], result.table, METRICS[name], notes))

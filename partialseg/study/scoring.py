@@ -8,11 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from partialseg.data.cards import Card, assign_splits, find_cases
 from partialseg.errors import DataError
-from partialseg.evaluation.tables import evaluate, read_scores
+from partialseg.evaluation.tables import evaluate
 from partialseg.files import write_json
 from partialseg.inference.predict import predict_scan
 from partialseg.progress import progress_bar
@@ -56,11 +54,6 @@ def score_network(run: Run, card: Card, raw: Path, predictions: Path, scores: Pa
 def is_scored(run: Run, scores: Path) -> bool:
     """Whether a folder holds the scores of this network as it is now."""
     return run.model_path.is_file() and _is_of(scores, _identity(run) | _UNIT)
-
-
-def read_all_scores(folders: list[Path]) -> pd.DataFrame:
-    """The scores of several folders as one table."""
-    return pd.concat([read_scores(folder / "scores.csv") for folder in folders], ignore_index=True)
 
 
 def _predict_missing(

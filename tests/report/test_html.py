@@ -139,13 +139,13 @@ def test_volumes_stop_where_the_file_would_grow_too_large_and_the_rows_say_so(st
 
 
 def test_scores_without_a_run_are_reported_too(study, tmp_path):
-    (tmp_path / "scores").mkdir()
+    (tmp_path / "msd").mkdir()
     scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
-    scores.to_csv(tmp_path / "scores/scores.csv", index=False)
-    path = report_run(tmp_path / "scores")
-    assert path == tmp_path / "scores/report.html"
+    scores.to_csv(tmp_path / "msd/scores.csv", index=False)
+    path = report_run(tmp_path / "msd")
+    assert path == tmp_path / "msd/report.html"
     text = path.read_text(encoding="utf-8")
-    assert "<title>Scores in scores</title>" in text
+    assert "<title>Scores in msd</title>" in text
     assert "missed: liver" in text
     assert report_run(tmp_path) == tmp_path / "report.html", "and from the folder above"
 
