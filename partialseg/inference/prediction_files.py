@@ -39,10 +39,7 @@ from partialseg.inference.plausibility import (
 )
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
 from partialseg.inference.probability_maps import ProbabilityMaps
-from partialseg.inference.scans import stem
-
-#: Of these a JSON that is of a prediction has one at least, whatever version wrote it.
-_FOUND = ("volumes_ml", "made_of")
+from partialseg.inference.scans import describes_prediction, sidecar_path, stem
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def check_names_are_free(label_map: Path, sources: Collection[Path]) -> None:
     if label_map.resolve() in sources:
         raise DataError(label_map, "is the scan itself, expected a new file", remedy)
     there = [path for path in _names(label_map) if path.exists()]
-    sidecar = _sidecar_path(label_map)
+    sidecar = sidecar_path(label_map)
     if there and not _is_sidecar(sidecar):
         why = "does not describe one" if sidecar.exists() else "is missing"
         raise DataError(
@@ -125,14 +122,10 @@ def check_names_are_free(label_map: Path, sources: Collection[Path]) -> None:
 
 
 def _is_sidecar(path: Path) -> bool:
-    """Whether a JSON file is of a prediction; one that cannot be parsed was damaged."""
-    if not path.is_file():
-        return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return describes_prediction(path)
     except ValueError:
-        return True
-    return isinstance(content, dict) and "classes" in content and not content.keys().isdisjoint(_FOUND)
+        return True  # it was damaged
 
 
 def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
@@ -140,7 +133,7 @@ def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
 
     A scan whose files have the same sizes and times is not read; one whose files were only moved or touched is.
     """
-    sidecar = _sidecar_path(label_map)
+    sidecar = sidecar_path(label_map)
     if not label_map.is_file() or not sidecar.is_file():
         return False
     try:
@@ -211,7 +204,7 @@ def write_prediction(
         write_label_map(temporary, labels, like=scan)
         # Before the label map: without the file that says its classes it would be read with others.
         sidecar["files"] = {**files, out.name: temporary.stat().st_size}
-        write_json(_sidecar_path(out), sidecar)
+        write_json(sidecar_path(out), sidecar)
     return sidecar
 
 
@@ -285,14 +278,14 @@ def _take_away(label_map: Path, sidecar: Mapping[str, Any]) -> None:
     for path in label_map.parent.glob(".partial-*"):
         if re.fullmatch(rf"(\.partial-[0-9a-f]{{8}}-)+({own})", path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(_sidecar_path(label_map), {**sidecar, "files": {}})
+    write_json(sidecar_path(label_map), {**sidecar, "files": {}})
     _dicom_seg_path(label_map).unlink(missing_ok=True)
     shutil.rmtree(_probabilities_path(label_map), ignore_errors=True)
 
 
 def _names(label_map: Path) -> tuple[Path, ...]:
     """All that a prediction may write."""
-    return (label_map, _sidecar_path(label_map), _dicom_seg_path(label_map), _probabilities_path(label_map))
+    return (label_map, sidecar_path(label_map), _dicom_seg_path(label_map), _probabilities_path(label_map))
 
 
 def _dicom_seg_path(label_map: Path) -> Path:
@@ -301,7 +294,3 @@ def _dicom_seg_path(label_map: Path) -> Path:
 
 def _probabilities_path(label_map: Path) -> Path:
     return label_map.with_name(f"{stem(label_map)}_probabilities")
-
-
-def _sidecar_path(label_map: Path) -> Path:
-    return label_map.with_name(f"{stem(label_map)}.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from partialseg.data.dicom_series import Series, holds_dicom, list_series
 from partialseg.data.volumes import SUFFIXES
 from partialseg.errors import DataError
 
+#: Of these the JSON beside a prediction has one at least, whatever version wrote it.
+_FOUND = ("volumes_ml", "made_of")
 #: File names that do not tell cases apart; the folder's name does.
 GENERIC_NAMES = frozenset(["imaging", "image", "ct", "img", "volume", "scan"])
 
@@ -58,6 +62,23 @@ def stem(path: Path) -> str:
     return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
 
 
+def sidecar_path(label_map: Path) -> Path:
+    """Where the JSON of a prediction is."""
+    return label_map.with_name(f"{stem(label_map)}.json")
+
+
+def describes_prediction(sidecar: Path) -> bool:
+    """Whether a file is there and is the JSON of a prediction: it lists classes and says what was found.
+
+    Raises:
+        ValueError: If it cannot be parsed.
+    """
+    if not sidecar.is_file():
+        return False
+    content = json.loads(sidecar.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and "classes" in content and not content.keys().isdisjoint(_FOUND)
+
+
 def list_scans(
     inputs: Iterable[str | Path], card: Card | None, split: str | None, problems: list[DataError]
 ) -> list[Scan]:
@@ -81,7 +102,7 @@ def list_scans(
 
 def _parts(entry: Path) -> list[tuple[Path, str | None]]:
     """An input; or, of a folder with several folders of DICOM slices below it, each of these and its name."""
-    if entry.is_dir() and not any(path.name.lower().endswith(SUFFIXES) for path in _visible(entry)):
+    if entry.is_dir() and not _volume_files(entry):
         found = [part for part in _dicom_folders(entry, "") if not _holds_predictions(part[0])]
         if len(found) == 1:
             return [(found[0][0], case_name(entry))]
@@ -107,6 +128,18 @@ def _holds_predictions(folder: Path) -> bool:
     return is_written and any(name.endswith(".seg.dcm") for name in names)
 
 
+def _volume_files(folder: Path) -> list[Path]:
+    """The files of volumes in a folder, without predictions that were written into it."""
+    found = []
+    for path in _visible(folder):
+        if path.name.lower().endswith(SUFFIXES):
+            is_prediction = False
+            with contextlib.suppress(ValueError, OSError):
+                is_prediction = describes_prediction(sidecar_path(path))
+            found += [] if is_prediction or not path.is_file() else [path]
+    return found
+
+
 def _visible(folder: Path) -> list[Path]:
     """What is in a folder; hidden files are those of the system, and what another process is just writing."""
     try:
@@ -122,7 +155,7 @@ def _plain_scans(entry: Path, name: str | None) -> list[Scan]:
     if not entry.is_dir():
         return [Scan(case_name(entry), entry)]
     inside = [path for path in _visible(entry) if path.is_file()]
-    files = [path for path in inside if path.name.lower().endswith(SUFFIXES)]
+    files = _volume_files(entry)
     if files:
         return [Scan(case_name(path), path) for path in files]
     if not inside and not holds_dicom(entry):

@@ -259,9 +259,10 @@ def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_pa
         dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
         dataset.save_as(folder / f"{index}.dcm")
     arguments = {"progress": False, "outputs": Outputs(dicom_seg=True)}
-    assert len(predict(run, [folder], folder / "out", **arguments).written) == 1
-    again = predict(run, [folder], folder / "out", **arguments)
-    assert (len(again.kept), again.written) == (1, [])
+    for out in (folder / "out", folder):
+        assert len(predict(run, [folder], out, **arguments).written) == 1
+        again = predict(run, [folder], out, **arguments)
+        assert (len(again.kept), again.written, again.problems) == (1, [], [])
 
 
 def test_predictions_beside_the_series_of_a_patient_are_no_series(run, tmp_path, network):
