@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from partialseg.data.cards import Card, RawCase, assign_splits, find_cases
+from partialseg.data.cards import Card, RawCase, find_cases
 from partialseg.data.checks import PLACE_TOLERANCE, label_values
-from partialseg.data.classes import BACKGROUND, PAPER_ORGANS, class_names
 from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
 from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
+from partialseg.evaluation.predictions import label_maps, matched, predicted_classes, sidecar
 from partialseg.evaluation.rendering import layout, markdown, render_table
 from partialseg.evaluation.score_files import (
     COLUMNS,
@@ -53,7 +52,6 @@ __all__ = [
     "render_table",
 ]
 
-_SUFFIXES = (".nii.gz", ".nii")
 #: What a worker takes at most: Python and its libraries, and the arrays of a case (6 bytes a voxel where both files are
 #: of whole numbers).
 _BASE_BYTES, _BYTES_PER_VOXEL = 300_000_000, 14
@@ -123,10 +121,10 @@ def evaluate(
     if not cases:
         remedy = f"give the folder that holds {card.files.image}"
         raise DataError(truth, f"holds no case of {card.name}", remedy)
-    files = {_stem(path): path for path in sorted(predictions.glob("*.nii*")) if _is_visible_map(path)}
+    files = label_maps(predictions)
     if not files:
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
-    pairs, problems, notes = _matched(files, cases, card, split)
+    pairs, problems, notes = matched(files, cases, card, split)
     rows: list[dict[str, Any]] = []
     for outcome in _outcomes(pairs, functools.partial(_score_case, card, settings, unit), card, jobs):
         if isinstance(outcome, DataError):
@@ -162,29 +160,6 @@ def join_tables(scores: Sequence[str | Path], out: str | Path) -> pd.DataFrame:
     return table
 
 
-def prediction_classes(path: Path) -> tuple[str, ...]:
-    """The classes of a predicted label map, background first: from the `.json` beside it, or the default."""
-    sidecar = path.with_name(_stem(path) + ".json")
-    if not sidecar.is_file():
-        return class_names(PAPER_ORGANS)
-    try:
-        classes = json.loads(sidecar.read_text(encoding="utf-8"))["classes"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(sidecar, f"does not say the classes ({error!r})", "predict the case again") from error
-    if not isinstance(classes, list) or not classes or classes[0] != BACKGROUND:
-        raise DataError(sidecar, f"has classes {classes}, expected background first", "correct the list")
-    return tuple(map(str, classes))
-
-
-def written_organs(path: Path) -> tuple[str, ...]:
-    """The organs that were written to a predicted label map: some of its classes, or all but background."""
-    classes = prediction_classes(path)
-    sidecar = path.with_name(_stem(path) + ".json")
-    content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    organs = content.get("organs", classes[1:])
-    return tuple(organ for organ in classes[1:] if organ in organs)
-
-
 def read_truth(
     case: RawCase, card: Card, classes: Sequence[str]
 ) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
@@ -207,48 +182,6 @@ def read_truth(
         )
     values, notes = to_prepared_values(raw, card, classes, case.name)
     return raw, values, notes
-
-
-def _is_visible_map(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(_SUFFIXES) and not path.name.startswith(".")
-
-
-def _stem(path: Path) -> str:
-    for suffix in _SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
-
-
-def _matched(
-    files: dict[str, Path], cases: dict[str, RawCase], card: Card, split: str | None
-) -> tuple[list[tuple[Path, RawCase]], list[DataError], list[str]]:
-    """Pairs of prediction and case, problems and notes."""
-    by_label: dict[str, list[RawCase]] = {}
-    for case in cases.values():
-        by_label.setdefault(_stem(case.label), []).append(case)
-    splits = assign_splits(card, cases) if split is not None else {}
-    pairs, problems, notes = {}, [], []
-    for stem, path in files.items():
-        same_label = by_label.get(stem, [])
-        case = cases.get(stem) or (same_label[0] if len(same_label) == 1 else None)
-        if (why := card.why_excluded(stem)) is not None:
-            notes.append(f"{card.name}, {stem}: not scored, since the card excludes it: {why}")
-        elif case is None:
-            remedy = "name it after a case, as in " + next(iter(cases))
-            problems.append(DataError(path, f"there is no case {stem} of {card.name}", remedy))
-        elif case.name in pairs:
-            problem = f"{pairs[case.name][0].name} is of the same case"
-            problems.append(DataError(path, problem, "keep one of the two"))
-        elif split is not None and splits[case.name] != split:
-            notes.append(f"{card.name}, {case.name}: not scored, since it is no {split} case")
-        else:
-            pairs[case.name] = (path, case)
-    folder = next(iter(files.values())).parent
-    for name in sorted(name for name in splits if splits[name] == split and name not in pairs):
-        problem = f"{card.name}, {name}: the {split} case has no prediction"
-        problems.append(DataError(folder, problem, "predict it as well"))
-    return list(pairs.values()), problems, notes
 
 
 def _outcomes(
@@ -278,16 +211,15 @@ def _score_case(
     card: Card, settings: dict[str, Any], unit: str, pair: tuple[Path, RawCase]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     path, case = pair
-    classes = prediction_classes(path)
+    classes, written = predicted_classes(path)
     prediction = read_label(path)
     if int(prediction.array.max()) >= len(classes):
         problem = f"holds value {int(prediction.array.max())}, but there are {len(classes)} classes"
-        raise DataError(path, problem, f"list the classes in {_stem(path)}.json beside it")
+        raise DataError(path, problem, f"list the classes in {sidecar(path).name} beside it")
     raw, values, notes = read_truth(case, card, classes)
     _check_same_grid(path, prediction, case, raw)
     table = prepared_values(card, classes)
     annotated = card.annotated_in(case.name)
-    written = written_organs(path)
     organs = {organ: classes.index(organ) for organ in annotated if organ in written}
     who = f"{card.name}, {case.name}"
     said = [f"{who}: {note}" for note in notes]

@@ -14,7 +14,8 @@ from partialseg.data.label_files import with_missing_masks
 from partialseg.data.relabel import prepared_values
 from partialseg.data.volumes import Volume, read_image, read_label
 from partialseg.errors import DataError
-from partialseg.evaluation.tables import prediction_classes, read_truth
+from partialseg.evaluation.predictions import predicted_classes
+from partialseg.evaluation.tables import read_truth
 from partialseg.report.cases import ShownCase
 from partialseg.report.pictures import overlay_picture
 
@@ -54,7 +55,7 @@ def read_case(shown: ShownCase) -> CaseVolumes:
     """
     files = {name: rows.iloc[0] for name, rows in shown.rows.items()}
     first = next(iter(files.values()))
-    of_network = {name: prediction_classes(Path(row["prediction"])) for name, row in files.items()}
+    of_network = {name: predicted_classes(Path(row["prediction"])).classes for name, row in files.items()}
     organs = dict.fromkeys(organ for classes in of_network.values() for organ in classes[1:])
     classes = class_names(list(organs))
     image = read_image(first["image"])

@@ -219,6 +219,24 @@ def test_classes_beside_the_prediction_say_what_its_values_mean(liver_truth):
     assert "expected background first" in str(run(liver_truth, liver_0=box(2, 2, 2)).problems[0])
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"classes": CLASSES, "organs": None}, "has organs None, expected some of liver, spleen"),
+        ({"classes": CLASSES, "organs": ["lung"]}, "has organs ['lung'], expected some of liver, spleen"),
+        ({"classes": [["background"]]}, "expected background first"),
+        ({"classes": None}, "does not say the classes"),
+        (["liver"], "does not say the classes"),
+    ],
+)
+def test_a_damaged_file_beside_a_prediction_is_one_line(liver_truth, content, said):
+    (liver_truth / "predictions").mkdir()
+    (liver_truth / "predictions/liver_0.json").write_text(json.dumps(content))
+    result = run(liver_truth, liver_0=box(2, 2, 2), liver_1=box(5, 5, 3))
+    assert result.scores["case"].tolist() == ["liver_1"]
+    assert [said in str(problem) for problem in result.problems] == [True]
+
+
 def test_with_a_split_its_cases_alone_count_and_each_needs_a_prediction(liver_truth):
     card = read_card("msd_liver")
     card = card.model_copy(update={"splits": card.splits.model_copy(update={"test": ["liver_0", "liver_1"]})})
