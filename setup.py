@@ -75,6 +75,7 @@ setup(
             "hypothesis>=6.100",
             "jupytext>=1.16",
             "nbclient>=0.10",
+            "nbconvert>=7.16",
             "nbmake>=1.5",
             "nbformat>=5.10",
             "ipykernel>=6.29",
