@@ -155,9 +155,34 @@ function child(what) {
   return name;
 }
 
-function tooLong() {
-  const error = new Error("NiiVue did not read the volumes within two minutes");
-  return new Promise((_, reject) => setTimeout(reject, 120_000, error));
+// Fails if NiiVue fails, which says so by a rejection that nobody handles, or takes too long; until `signal` is aborted.
+function trouble(signal) {
+  return new Promise((_, reject) => {
+    const caught = (event) => {
+      event.preventDefault();
+      reject(event.reason);
+    };
+    window.addEventListener("unhandledrejection", caught, { signal });
+    const tooLong = new Error("NiiVue did not read the volumes within two minutes");
+    const timer = setTimeout(reject, 120_000, tooLong);
+    signal.addEventListener("abort", () => clearTimeout(timer));
+  });
+}
+
+async function read(names) {
+  const coming = names.filter((name) => !onStage.includes(name)).map((name) => children.get(name));
+  const done = new AbortController();
+  coming.forEach((model) => model.expect());
+  const failure = trouble(done.signal);
+  main.set("volumes", names.map((name) => `IPY_MODEL_${name}`));
+  try {
+    await Promise.race([Promise.all(coming.map((model) => model.loaded)), failure]);
+  } finally {
+    done.abort();
+  }
+  await new Promise((resolve) => setTimeout(resolve)); // NiiVue goes on with what it has read
+  onStage = names;
+  for (const name of children.keys()) if (!onStage.includes(name)) children.delete(name);
 }
 
 function setView() {
@@ -174,15 +199,7 @@ async function draw() {
   const shown = layers();
   const names = shown.map(child);
   if (state.view !== "solid") setView(); // each step is drawn, and slices are drawn faster
-  if (names.join() !== onStage.join()) {
-    const coming = names.filter((name) => !onStage.includes(name)).map((name) => children.get(name));
-    coming.forEach((model) => model.expect());
-    main.set("volumes", names.map((name) => `IPY_MODEL_${name}`));
-    await Promise.race([Promise.all(coming.map((model) => model.loaded)), tooLong()]);
-    await new Promise((resolve) => setTimeout(resolve)); // NiiVue goes on with what it has read
-    onStage = names;
-    for (const name of children.keys()) if (!onStage.includes(name)) children.delete(name);
-  }
+  if (names.join() !== onStage.join()) await read(names);
   shown.forEach((what, index) => {
     const model = children.get(names[index]);
     for (const [name, value] of Object.entries(valuesOf(what))) {
@@ -190,13 +207,16 @@ async function draw() {
     }
   });
   setView();
-  main.command("move_crosshair_in_vox", 0, 0, 0); // says anew what is there
+  move(0, 0, 0); // says anew what is there
 }
 
-function goTo([x, y, z]) {
-  // NiiVue moves by steps and stops at the first voxel.
-  main.command("move_crosshair_in_vox", -1e6, -1e6, -1e6);
-  main.command("move_crosshair_in_vox", x, y, z);
+function move(...steps) {
+  if (onStage.length) main.command("move_crosshair_in_vox", ...steps);
+}
+
+function goTo(voxel) {
+  move(-1e6, -1e6, -1e6); // NiiVue moves by steps and stops at the first voxel
+  move(...voxel);
 }
 
 function describeLocation({ mm, values }) {
@@ -265,20 +285,36 @@ function firstPlace() {
   return errors[0]?.voxel ?? Object.values(places)[0];
 }
 
+function say(text) {
+  const words = viewer.querySelector(".start");
+  words.replaceChildren(text);
+  words.hidden = !text;
+}
+
 function fail(error) {
-  const said = `The viewer cannot be shown in this browser: ${error.message}. The pictures below show the same cases.`;
-  viewer.querySelector(".start").replaceChildren(said);
-  viewer.querySelector(".start").hidden = false;
+  const why = error?.message ?? error;
   viewer.dataset.state = "failed";
+  readout.textContent = "";
+  if (main === null) {
+    say(`The viewer cannot be shown in this browser: ${why}. The pictures below show the same cases.`);
+    return;
+  }
+  // What NiiVue has of this case is not known: the next one begins with an empty stage.
+  onStage = [];
+  children.clear();
+  main.set("volumes", []);
+  say(`This cannot be shown: ${why}. Choose another case; the pictures below show this one.`);
+}
+
+function succeed() {
+  viewer.dataset.state = "shown";
+  say("");
 }
 
 // One after the other: NiiVue reads volumes while others may be asked for.
 function soon(action) {
   viewer.dataset.state = "busy";
-  queue = queue.then(action).then(
-    () => (viewer.dataset.state = "shown"),
-    fail,
-  );
+  queue = queue.then(action).then(succeed, fail);
   return queue;
 }
 
@@ -289,10 +325,9 @@ function redraw() {
 function show(number, network) {
   return soon(async () => {
     if (main === null) {
-      viewer.querySelector(".start").replaceChildren("Starting …");
+      say("Starting …");
       await new Promise((resolve) => setTimeout(resolve)); // lets the browser draw the words
       await start();
-      viewer.querySelector(".start").hidden = true;
       for (const part of viewer.querySelectorAll("fieldset")) part.disabled = false;
     }
     state.number = number;
@@ -316,7 +351,7 @@ function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const views = Object.keys(VIEWS);
   const steps = { n: 1, b: -1 };
-  if (event.key in MOVES) main.command("move_crosshair_in_vox", ...MOVES[event.key]);
+  if (event.key in MOVES) move(...MOVES[event.key]);
   else if (views[Number(event.key) - 1]) choose("view", views[Number(event.key) - 1]);
   else if (event.key in steps) show((state.number + steps[event.key] + cases.length) % cases.length);
   else if (event.key in BOXES) viewer.querySelector(`[name=${BOXES[event.key]}]`).click();

@@ -1,7 +1,9 @@
 """The report in a browser: headless Chromium opens it from disk and draws by software."""
 
+import base64
 import io
 import shutil
+import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -186,9 +188,36 @@ def test_a_browser_without_webgl_is_told_to_look_at_the_pictures(page):
     assert "it has no WebGL2. The pictures below show the same cases" in page.find(".viewer .start").text
 
 
-def test_niivue_comes_from_the_wheel_without_importing_it():
-    assert niivue_script.__wrapped__() == niivue_script()
-    assert 1_000_000 < len(niivue_script()) < 4_000_000
+def test_a_case_that_cannot_be_shown_hides_no_other_and_is_shown_once_it_can(page):
+    replace = (
+        "const file = document.getElementById('volume-0-prediction-0'), text = file.textContent;"
+        "file.textContent = arguments[0]; return text"
+    )
+    kept = page.driver.execute_script(replace, base64.b64encode(b"no NIfTI").decode())
+    number = page.row("liver_0").get_attribute("data-shown")
+    broken, sound = ("liver_0", "liver_1") if number == "0" else ("liver_1", "liver_0")
+    page.row(broken).click()
+    assert page.settle().state == "failed"
+    said = page.find(".viewer .start").text
+    assert said.startswith("This cannot be shown: ")
+    assert "browser" not in said
+    told = [entry["message"] for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all('"niivue-error"' in message for message in told)
+    page.row(sound).click()
+    assert page.settle().state == "shown"
+    assert not page.find(".viewer .start").is_displayed()
+    assert page.pixels().std() > 10
+    page.driver.execute_script(replace, kept)
+    page.row(broken).click()
+    assert page.settle().state == "shown"
+    assert page.pixels().std() > 10
+    assert "F alone: " in page.find("#viewer output").text
+
+
+def test_niivue_comes_from_the_wheel_without_importing_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipyniivue", raising=False)
+    assert 1_000_000 < len(niivue_script.__wrapped__()) < 4_000_000
+    assert "ipyniivue" not in sys.modules
 
 
 def test_the_truth_is_drawn_in_a_lighter_tone():
