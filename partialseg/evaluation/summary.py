@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from partialseg.data.classes import PAPER_ORGANS
-from partialseg.evaluation.metrics import BOTH_EMPTY, HALLUCINATED, MISSED
+from partialseg.evaluation.metrics import BOTH_EMPTY, HALLUCINATED, HD95_DEFINITIONS, MISSED
 from partialseg.evaluation.score_files import DISTANCES, METRICS
 from partialseg.evaluation.statistics import MIN_CASES, percentile_interval, resampled_means
 
@@ -54,9 +54,7 @@ def organ_table(scores: pd.DataFrame) -> pd.DataFrame:
         >>> organ_table(scores)[["organ", "n", "dice_mean", "n_hd", "hd_mm_mean", "missed"]].values.tolist()
         [['liver', 2, 0.45, 1, 8.0, 1], ['all', 2, 0.45, 1, 8.0, 1]]
     """
-    definition, tolerances = check_settings(scores)
-    check_rows(scores)
-    _check_voxels(scores)
+    definition, tolerances = _checked(scores)
     metrics = [metric for metric in METRICS if metric in scores.columns]
     cells = table_cells(scores)
     rows = [
@@ -124,6 +122,30 @@ def worst_cases(scores: pd.DataFrame, count: int = 10) -> pd.DataFrame:
     return scores.dropna(subset="dice").sort_values("dice", kind="stable").head(count).reset_index(drop=True)
 
 
+def check_together(networks: Sequence[pd.DataFrame]) -> None:
+    """Check that scores can stand in the tables of one report, without making these.
+
+    Args:
+        networks: Of each network its scores.
+
+    Raises:
+        ValueError: If the settings of the metrics differ, or a network has a case twice or distances in voxels for
+            some scores alone.
+    """
+    for scores in networks:
+        _checked(scores)
+    if len(networks) > 1:
+        check_settings(pd.concat(networks, ignore_index=True))
+
+
+def _checked(scores: pd.DataFrame) -> tuple[str | None, dict[str, float]]:
+    """The settings of one network's scores, see `check_settings`, if there is nothing wrong with these."""
+    settings = check_settings(scores)
+    check_rows(scores)
+    _check_voxels(scores)
+    return settings
+
+
 def check_settings(scores: pd.DataFrame) -> tuple[str | None, dict[str, float]]:
     """The settings of the metrics, which must be the same for all scores that are put together.
 
@@ -131,9 +153,12 @@ def check_settings(scores: pd.DataFrame) -> tuple[str | None, dict[str, float]]:
         The definition of HD95 (None where there are no scores), and the tolerance of NSD of each organ in mm.
 
     Raises:
-        ValueError: If there are several definitions of HD95, or several tolerances of an organ.
+        ValueError: If there are several definitions of HD95 or an unknown one, or several tolerances of an organ.
     """
     definitions = scores["hd95_definition"].unique().tolist()
+    for unknown in set(definitions) - set(HD95_DEFINITIONS):
+        known = ", ".join(HD95_DEFINITIONS)
+        raise ValueError(f"hd95_definition is {unknown!r}, expected one of {known}: evaluate again")
     if len(definitions) > 1:
         names = ", ".join(map(str, definitions))
         raise ValueError(f"the scores mix hd95_definition {names}: evaluate all with the same")

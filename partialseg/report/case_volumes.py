@@ -63,6 +63,7 @@ def read_case(shown: ShownCase) -> CaseVolumes:
     case = RawCase(card.name, str(first["case"]), Path(first["image"]), Path(first["truth"]))
     card = with_missing_masks(card, [case])
     truth, unknown = _truth(case, card, classes)
+    _check_shape(case.label, truth, image, "the truth and its scan must have the same voxels")
     return CaseVolumes(
         image=image.array,
         truth=truth,
@@ -100,8 +101,15 @@ def _prediction(
     row: pd.Series, image: Volume, own_classes: tuple[str, ...], classes: tuple[str, ...]
 ) -> np.ndarray:
     labels = read_label(row["prediction"]).array
-    if labels.shape != image.array.shape:
-        problem = f"has shape {labels.shape} (z, y, x), the image {image.array.shape}"
+    _check_shape(row["prediction"], labels, image, "evaluate again")
+    if (largest := int(labels.max())) >= len(own_classes):
+        problem = f"holds value {largest}, but there are {len(own_classes)} classes"
         raise DataError(row["prediction"], problem, "evaluate again")
     # The networks may list their classes in different orders.
     return np.array([classes.index(organ) for organ in own_classes], dtype=np.uint8)[labels]
+
+
+def _check_shape(path: str | Path, labels: np.ndarray, image: Volume, remedy: str) -> None:
+    if labels.shape != image.array.shape:
+        problem = f"has shape {labels.shape} (z, y, x), the image {image.array.shape}"
+        raise DataError(path, problem, remedy)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from partialseg.evaluation.metrics import HALLUCINATED, MISSED
+from partialseg.evaluation.summary import worst_cases
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,19 @@ class ShownCase:
     rows: dict[str, pd.DataFrame]
 
 
+#: So many of the lowest scores are listed, and their cases shown.
+LOWEST_SCORES = 10
+
+
 def choose_cases(
-    networks: Mapping[str, pd.DataFrame], per_dataset: int = 2, worst: int = 4
+    networks: Mapping[str, pd.DataFrame], per_dataset: int = 2, worst: int = LOWEST_SCORES
 ) -> list[ShownCase]:
     """Choose what to show: of each dataset the typical case and the worst ones, and the worst of all.
 
     Args:
         networks: For each network its scores, as `partialseg.evaluation.evaluate` makes them.
         per_dataset: At most so many cases of each dataset, ranked by the last network's Dice.
-        worst: So many cases with the lowest Dice of any organ and network, wherever they are from.
+        worst: The cases of so many of the lowest scores, see `worst_scores`, wherever they are from.
 
     Returns:
         The cases, each once: dataset by dataset, then those that are among the worst of all alone.
@@ -44,8 +49,7 @@ def choose_cases(
     datasets = dict.fromkeys(dataset for scores in networks.values() for dataset in scores["dataset"])
     for dataset in datasets:
         chosen.update({(dataset, case): why for case, why in _ranked(networks, dataset)[:per_dataset]})
-    lowest = worst_scores(networks, count=None).drop_duplicates(["dataset", "case"]).head(worst)
-    for row in lowest.itertuples():
+    for row in worst_scores(networks, worst).itertuples():
         why = f"Among the lowest of all: {organ_words(row.organ)} {outcome_words(row)} by {row.network}"
         chosen.setdefault((row.dataset, row.case), why)
     return [_shown(networks, dataset, case, why) for (dataset, case), why in chosen.items()]
@@ -105,17 +109,16 @@ def outcome_words(row: Any) -> str:
     return row.outcome if row.outcome in (MISSED, HALLUCINATED) else f"with Dice {row.dice:.3f}"
 
 
-def worst_scores(networks: Mapping[str, pd.DataFrame], count: int | None = 10) -> pd.DataFrame:
+def worst_scores(networks: Mapping[str, pd.DataFrame], count: int = LOWEST_SCORES) -> pd.DataFrame:
     """The lowest Dice over all networks, cases and organs, lowest first.
 
     Args:
         networks: For each network its scores.
-        count: At most so many rows; None for all.
+        count: At most so many rows.
 
     Returns:
         Rows with the columns `network`, `dataset`, `case`, `organ`, `dice`, `hd95_mm`, `outcome`.
     """
     frames = [scores.assign(network=name) for name, scores in networks.items()]
-    everything = pd.concat(frames, ignore_index=True).dropna(subset="dice")
     columns = ["network", "dataset", "case", "organ", "dice", "hd95_mm", "outcome"]
-    return everything.sort_values("dice", kind="stable")[columns][:count].reset_index(drop=True)
+    return worst_cases(pd.concat(frames, ignore_index=True), count)[columns]

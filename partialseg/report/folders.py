@@ -6,6 +6,7 @@ from pathlib import Path
 
 from partialseg.errors import DataError
 from partialseg.evaluation.score_files import find_scores, read_all_scores
+from partialseg.evaluation.summary import check_together
 from partialseg.report.html import NetworkResult, write_report
 from partialseg.report.run_facts import read_json
 
@@ -26,12 +27,13 @@ def report_run(folder: str | Path) -> Path:
         The path of `report.html` in it.
 
     Raises:
-        DataError: If the folder is none of these, or a file that it names is missing or damaged.
+        DataError: If the folder is none of these, a file that it names is missing or damaged, or scores cannot stand
+            together, see `partialseg.evaluation.summary.check_together`.
     """
     folder = Path(folder)
     if (folder / "study.json").is_file():
         title, networks, notes = _read_study(folder)
-        return write_report(folder / "report.html", title, networks, notes)
+        return _write(folder, title, networks, notes)
     name = folder.resolve().name
     files = find_scores(folder)
     is_run = (folder / "run.json").is_file()
@@ -40,7 +42,16 @@ def report_run(folder: str | Path) -> Path:
         raise DataError(folder, "holds neither run.json nor study.json nor scores.csv", remedy)
     result = NetworkResult(read_all_scores(*files) if files else None, folder if is_run else None)
     title = f"Run {name}" if is_run else f"Scores in {name}"
-    return write_report(folder / "report.html", title, {name: result})
+    return _write(folder, title, {name: result}, [])
+
+
+def _write(folder: Path, title: str, networks: dict[str, NetworkResult], notes: list[str]) -> Path:
+    try:
+        check_together([result.scores for result in networks.values() if result.scores is not None])
+    except ValueError as error:
+        remedy = "they belong into one report only if they are alike"
+        raise DataError(folder, str(error), remedy) from error
+    return write_report(folder / "report.html", title, networks, notes)
 
 
 def _read_study(folder: Path) -> tuple[str, dict[str, NetworkResult], list[str]]:

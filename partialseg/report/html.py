@@ -17,6 +17,7 @@ import pandas as pd
 import partialseg
 from partialseg.data.classes import PAPER_ORGANS, organ_colours
 from partialseg.errors import DataError
+from partialseg.evaluation.metrics import HD95_DEFINITIONS
 from partialseg.evaluation.rendering import Layout, layout
 from partialseg.evaluation.summary import compare, organ_table
 from partialseg.files import write_text
@@ -67,7 +68,7 @@ def write_report(
 
     Raises:
         DataError: If a log of a run cannot be read.
-        ValueError: If the scores mix definitions of HD95.
+        ValueError: If the scores cannot stand together, see `partialseg.evaluation.summary.check_together`.
     """
     scored = {
         name: result.scores
@@ -75,6 +76,7 @@ def write_report(
         if result.scores is not None and len(result.scores)
     }
     runs = {name: Path(result.run) for name, result in networks.items() if result.run is not None}
+    tables = _tables(scored)  # before anything is drawn: it refuses scores that cannot stand together
     pictures, viewer, left_out = _shown_cases(scored, pictures_per_dataset)
     organs = _scored_organs(scored)
     environment = jinja2.Environment(
@@ -90,7 +92,7 @@ def write_report(
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=partialseg.__version__,
         python=platform.python_version(),
-        tables=_tables(scored),
+        tables=tables,
         unscored={name: runs.get(name) for name in networks if name not in scored},
         curves={name: _data_uri(png) for name, folder in runs.items() if (png := run_curves(folder))},
         pictures=pictures,
@@ -104,6 +106,7 @@ def write_report(
         parts=page_parts(),
         legend=organ_colours(_organs(scored)),
         worst=_worst(scored, viewer),
+        hd95=_hd95(scored),
         runs={name: run_facts(folder) for name, folder in runs.items()},
     )
     write_text(path, html)
@@ -173,6 +176,12 @@ def _worst(scored: Mapping[str, pd.DataFrame], viewer: Viewer) -> list[dict[str,
         }
         for row in worst_scores(scored).itertuples()
     ]
+
+
+def _hd95(scored: Mapping[str, pd.DataFrame]) -> str:
+    """What HD95 is in these scores, in words; all have the same."""
+    definitions = [scores["hd95_definition"].iloc[0] for scores in scored.values()]
+    return HD95_DEFINITIONS[definitions[0]] if definitions else ""
 
 
 def _scored_organs(scored: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -1,3 +1,4 @@
+import html as html_module
 import json
 import re
 from html.parser import HTMLParser
@@ -8,11 +9,14 @@ import pandas as pd
 import pytest
 
 from partialseg.data.cards import read_card
+from partialseg.errors import DataError
 from partialseg.evaluation import evaluate, read_scores
+from partialseg.evaluation.metrics import HD95_DEFINITIONS
 from partialseg.report import NetworkResult, report_run, write_report
 from partialseg.report import html as report_html
 from partialseg.report import viewer as report_viewer
-from partialseg.report.cases import choose_cases, worst_scores
+from partialseg.report.case_volumes import read_case
+from partialseg.report.cases import LOWEST_SCORES, choose_cases, worst_scores
 
 
 class Elements(HTMLParser):
@@ -99,6 +103,9 @@ def test_a_run_reports_its_own_scores_curves_config_and_versions(study):
     assert "name: &lt;demo&gt; &amp; more" in text
     assert "keras: 3.15.1" in text
     assert "<td>missed</td>" in text
+    lowest = text[text.index('id="worst"') : text.index('id="curves"')]
+    assert f"HD95: {HD95_DEFINITIONS['directed_max']}." in html_module.unescape(lowest)
+    assert lowest.count("<tr data-shown=") == lowest.count('<td class="quiet">yes</td>') == 3
 
 
 def test_a_run_without_scores_says_how_to_get_them(study, tmp_path):
@@ -133,7 +140,7 @@ def test_volumes_stop_where_the_file_would_grow_too_large_and_the_rows_say_so(st
     scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
     text = write_report(study / "small.html", "t", {"F alone": NetworkResult(scores)}).read_text()
     assert "liver_1 in the viewer: the volumes would make this file too large" in text
-    assert text.count("not in this file") == 3
+    assert text.count("not in this file") == 3 + 3, "in the rows of the cases and of the lowest scores"
     assert 'data-shown="' not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
     assert len(Elements(text).images) == 3
 
@@ -192,6 +199,52 @@ def test_two_evaluations_of_a_case_are_refused(study, tmp_path):
         scores.to_csv(tmp_path / name / "scores.csv", index=False)
     with pytest.raises(ValueError, match="msd_liver, liver_0, liver is scored in another file as well"):
         report_run(tmp_path)
+
+
+def test_scores_of_different_settings_are_refused_before_anything_is_drawn(study, tmp_path, monkeypatch):
+    scores = pd.read_csv(study / "f_alone/scores_msd_liver/scores.csv")
+    for name, dataset, definition in (
+        ("scores_a", "btcv", "pooled"),
+        ("scores_b", "msd_liver", "directed_max"),
+    ):
+        (tmp_path / name).mkdir()
+        mixed = scores.assign(dataset=dataset, hd95_definition=definition)
+        mixed.to_csv(tmp_path / name / "scores.csv", index=False)
+    monkeypatch.setattr(report_html, "read_case", lambda case: pytest.fail("a case was read"))
+    with pytest.raises(DataError, match=r"mix hd95_definition pooled, directed_max: .* if they are alike"):
+        report_run(tmp_path)
+    networks = {name: {"scores": [f"{name}/scores.csv"]} for name in ("scores_a", "scores_b")}
+    (tmp_path / "study.json").write_text(json.dumps({"networks": networks}))
+    with pytest.raises(DataError, match="mix hd95_definition pooled, directed_max"):
+        report_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "value", "message"),
+    [
+        ("truth", (9, 16, 18), 1, "truth.nii.gz: has shape (9, 16, 18) (z, y, x), the image (10, 16, 18)"),
+        ("prediction", (10, 16, 17), 1, "has shape (10, 16, 17) (z, y, x), the image (10, 16, 18)"),
+        ("prediction", (10, 16, 18), 6, "holds value 6, but there are 6 classes"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_when_scored_is_one_line(
+    study, tmp_path, changed, shape, value, message
+):
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")
+    save(tmp_path / f"{changed}.nii.gz", np.full(shape, value, np.uint8))
+    scores[changed] = str(tmp_path / f"{changed}.nii.gz")
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_case(choose_cases({"F alone": scores})[0])
+
+
+def test_the_cases_of_all_scores_that_are_listed_are_shown(study):
+    scores = read_scores(study / "f_alone/scores_msd_liver/scores.csv")[:1]
+    many = pd.concat([scores.assign(case=f"case_{n}", dice=n / 100) for n in range(30)], ignore_index=True)
+    listed = worst_scores({"F": many})
+    shown = [case.case for case in choose_cases({"F": many})]
+    assert len(listed) == LOWEST_SCORES
+    assert set(listed["case"]) <= set(shown)
+    assert len(shown) == len(set(shown)) == LOWEST_SCORES + 1, "and the typical one"
 
 
 @pytest.mark.parametrize(
