@@ -29,12 +29,8 @@ def compare(
     """
     from rich.console import Console
 
-    from partialseg.evaluation.comparison import (
-        compare_runs,
-        method_text,
-        named_runs,
-        render_comparison,
-    )
+    from partialseg.evaluation.comparison import compare_runs, method_text, render_comparison
+    from partialseg.evaluation.paired import named_runs
 
     if names is not None and (names[0] == names[1] or not all(name.strip() for name in names)):
         raise typer.BadParameter(f"expected two different names, received {names}", param_hint="--names")

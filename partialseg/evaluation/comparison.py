@@ -12,7 +12,13 @@ from rich.table import Table
 from partialseg.errors import DataError
 from partialseg.evaluation.difference_plot import difference_plot
 from partialseg.evaluation.metrics import HD95_DEFINITIONS
-from partialseg.evaluation.paired import COMPARED_METRICS, PairedScores, largest_differences, pair_scores
+from partialseg.evaluation.paired import (
+    COMPARED_METRICS,
+    PairedScores,
+    largest_differences,
+    named_runs,
+    pair_scores,
+)
 from partialseg.evaluation.rendering import (
     HEADERS,
     Cell,
@@ -99,27 +105,19 @@ def comparison_layout(paired: PairedScores, metric: str, names: Sequence[str], b
         ]
     arranged = []
     for row in rows:
-        texts = {
-            "organ ∈ dataset": row_label(row),
-            "n": str(row["n"]),
-            "left out": str(row["left_out"]),
-            "mean difference": _difference(row, "mean", metric),
-            "median difference": _difference(row, "median", metric),
-            f"{names[1]} better / worse / equal": f"{row['b_better']} / {row['a_better']} / {row['equal']}",
-            "p": _p_text(row["p"]),
-            "p (Holm)": _p_text(row["p_holm"]),
-            "verdict": named_runs(row["verdict"], names),
-            "better": dict(zip(("A better", "B better"), names, strict=True)).get(row["verdict"], "–"),
-        }
-        found = row["verdict"] in ("A better", "B better")
-        cells = [
-            Cell(texts[header], found and header in ("verdict", "better"))
-            for header in headers
-            if header in texts
-        ]
-        place = headers.index(names[0])
-        cells[place:place] = [Cell(number_text(row[f"mean_{run}"], metric)) for run in "ab"]
-        arranged.append(cells)
+        verdict = row["verdict"]
+        found = verdict in ("A better", "B better")
+        first = [Cell(row_label(row)), Cell(str(row["n"]))]
+        means = [Cell(number_text(row[f"mean_{run}"], metric)) for run in "ab"]
+        median, p_holm = Cell(_difference(row, "median", metric)), Cell(_p_text(row["p_holm"]))
+        if brief:
+            better = dict(zip(("A better", "B better"), names, strict=True)).get(verdict, "–")
+            arranged.append([*first, *means, median, p_holm, Cell(better, found)])
+            continue
+        counts = Cell(f"{row['b_better']} / {row['a_better']} / {row['equal']}")
+        differences = [Cell(_difference(row, "mean", metric)), median]
+        last = [counts, Cell(_p_text(row["p"])), p_holm, Cell(named_runs(verdict, names), found)]
+        arranged.append([*first, Cell(str(row["left_out"])), *means, *differences, *last])
     return Layout(headers, arranged, "")
 
 
@@ -188,18 +186,6 @@ def _content(paired: PairedScores, names: Sequence[str], paths: Sequence[Path]) 
         "outcomes": records(paired.outcomes),
         "notes": paired.notes,
     }
-
-
-def named_runs(text: str, names: Sequence[str]) -> str:
-    """A verdict or a note with the names of the runs.
-
-    Example:
-        >>> named_runs("btcv: cases in A alone, not compared: c8", ("plain", "marginal"))
-        'btcv: cases in plain alone, not compared: c8'
-    """
-    for run, name in zip("AB", names, strict=True):
-        text = text.replace(f"{run} better", f"{name} better").replace(f"in {run} alone", f"in {name} alone")
-    return text
 
 
 def _difference(row: dict[str, float], kind: str, metric: str) -> str:

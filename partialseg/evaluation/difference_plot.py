@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from partialseg.evaluation.paired import COMPARED_METRICS, PairedScores, pairs_of
+from partialseg.evaluation.paired import COMPARED_METRICS, PairedScores, named_runs, pairs_of
 from partialseg.evaluation.rendering import HEADERS, row_label
 
 #: Told apart by the colour-blind as well.
@@ -54,10 +54,7 @@ def difference_plot(paired: PairedScores, names: tuple[str, str]) -> bytes:
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     shown = [verdict for verdict in _COLOURS if (tests["verdict"] == verdict).any()]
     handles = [Line2D([], [], color=_COLOURS[verdict], marker="o", linewidth=3) for verdict in shown]
-    texts = [
-        verdict.replace("A better", f"{names[0]} better").replace("B better", f"{names[1]} better")
-        for verdict in shown
-    ]
+    texts = [named_runs(verdict, names) for verdict in shown]
     figure.legend(handles, texts, loc="outside lower center", ncols=len(shown), frameon=False)
     title = f"{names[1]} less {names[0]}: cases, median, 95 % interval; colours after Holm's correction"
     if len(labels) < num_rows:

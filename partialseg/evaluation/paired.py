@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +146,22 @@ def largest_differences(pairs: pd.DataFrame, count: int = 5) -> pd.DataFrame:
     )
     lost, won = ordered[ordered["difference"] < 0], ordered[ordered["difference"] > 0]
     return pd.concat([lost.head(count), won.tail(count)[::-1]], ignore_index=True)
+
+
+def named_runs(text: str, names: Sequence[str]) -> str:
+    """A verdict or a note with the names of the runs.
+
+    Example:
+        >>> named_runs("btcv: cases in A alone, not compared: c8", ("plain", "marginal"))
+        'btcv: cases in plain alone, not compared: c8'
+        >>> named_runs("B better", ("B", "A"))
+        'A better'
+    """
+    called = dict(zip("AB", names, strict=True))
+    # In one go, since a run may be called as the other one is here.
+    return re.sub(
+        r"\b([AB])(?= better$| alone, not compared:)", lambda found: called[found[1]], text, count=1
+    )
 
 
 def pairs_of(pairs: pd.DataFrame, organ: str, dataset: str, metric: str) -> pd.DataFrame:

@@ -90,6 +90,17 @@ def test_in_brief_what_is_more_than_chance_is_bold(runs, tmp_path):
     assert [table.row_count for table in render_comparison(paired, names)] == [1, 1]
 
 
+def test_runs_may_be_called_as_the_columns_or_each_other_are(runs, tmp_path):
+    paired, _ = compare_runs(*runs, tmp_path / "out", ("B", "A"))
+    text = (tmp_path / "out/comparison.md").read_text()
+    assert "**A better**" in text
+    assert "cases in B alone, not compared: c8" in text
+    expected = [[cell.text for cell in row] for row in comparison_layout(paired, "dice", ("one", "two")).rows]
+    arranged = comparison_layout(paired, "dice", ("n", "p"))
+    assert [[cell.text for cell in row] for row in arranged.rows] == expected
+    assert arranged.headers[:5] == ["organ ∈ dataset", "n", "left out", "n", "p"]
+
+
 def test_runs_with_other_settings_are_refused_by_name(make_scores, runs, tmp_path):
     other = write(make_scores, tmp_path / "pooled", DICE, hd95_definition="pooled")
     with pytest.raises(ValueError, match="mix hd95_definition directed_max, pooled") as error:
