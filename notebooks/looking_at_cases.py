@@ -93,7 +93,7 @@ worst_scores(networks, count=5).round(2)
 # %% [markdown]
 # ## 3. Pictures
 #
-# `choose_cases` picks what a report shows: of each dataset the typical case and the worst, then the worst of all.
+# `choose_cases` picks what a report shows: of each dataset the typical case and the worst, then the lowest scores.
 # `read_case` reads scan, truth and predictions again, on one grid.
 
 # %%
@@ -121,7 +121,7 @@ report = write_report(
 )
 text = report.read_text(encoding="utf-8")
 print(f"{report}: {len(text) / 1e6:.1f} MB, of which the viewer's code is 2 MB")
-print("rows of the table of cases that can be viewed:", text.count("<tr data-shown="))
+print("rows, of all cases and of the lowest scores, that open the viewer:", text.count("<tr data-shown="))
 
 # %% [markdown]
 # In a browser, a click on a row of that table shows the case: three planes or a surface in 3D, each layer with a box
