@@ -201,12 +201,14 @@ def test_a_case_that_cannot_be_shown_hides_no_other_and_is_shown_once_it_can(pag
     said = page.find(".viewer .start").text
     assert said.startswith("This cannot be shown: ")
     assert "browser" not in said
-    told = [entry["message"] for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
-    assert all('"niivue-error"' in message for message in told)
     page.row(sound).click()
     assert page.settle().state == "shown"
     assert not page.find(".viewer .start").is_displayed()
     assert page.pixels().std() > 10
+    page.row(broken).click()
+    assert page.settle().state == "failed"
+    told = [entry["message"] for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all('"niivue-error"' in message for message in told)
     page.driver.execute_script(replace, kept)
     page.row(broken).click()
     assert page.settle().state == "shown"
