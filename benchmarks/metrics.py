@@ -31,10 +31,13 @@ from metrics_worker import PEERS
 OURS = ("directed_max", "pooled", "area_weighted")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 NAMES = {"deepmind": "DeepMind surface-distance", "monai": "MONAI", "medpy": "MedPy"}
+METRICS = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd")
 #: The definition that a peer uses.
 SAME = {"deepmind": "area_weighted", "monai": "directed_max", "medpy": "pooled"}
 #: MedPy takes minutes: it has its turn in the first of so many rounds.
 MEDPY_EVERY = 5
+#: A peer agrees if no metric by its own definition differs by more.
+AGREES_TO = 1e-3
 
 
 def command(what: str, contender: str, folder: Path, arguments: argparse.Namespace) -> list[str]:
@@ -137,11 +140,15 @@ def speed_table(rounds: list[dict[str, Any]], case: str, contenders: list[str]) 
 
 
 def agreement_part(folder: Path, arguments: argparse.Namespace) -> None:
-    """The largest difference of each metric, of each kind of label map."""
-    kinds = {"random": random_cases(), "real": real_cases(arguments.data)}
+    """The largest difference of each metric, of each kind of label map; status 1 where a peer does not agree."""
+    disagreeing = []
+    kinds = {"real": real_cases(arguments.data), "random": random_cases()}
     for kind, cases in kinds.items():
         (folder / kind).mkdir()
         write_cases(cases, folder / kind)
+        if not any((folder / kind).iterdir()):
+            raise SystemExit(f"{arguments.data} holds no label map that can be measured: give --data FOLDER")
+    for kind in ("random", "real"):
         values = {
             name: {
                 case: found["1"]
@@ -150,7 +157,28 @@ def agreement_part(folder: Path, arguments: argparse.Namespace) -> None:
             for name in (*OURS, *PEERS)
         }
         print(f"\n## {len(values['pooled'])} {kind} label maps\n")
-        print(agreement_table(values), flush=True)
+        print(agreement_table(values))
+        for peer, same in SAME.items():
+            found = [difference(values, peer, same, metric) for metric in METRICS]
+            agrees = all(one is None or one <= AGREES_TO for one in found)  # NaN does not
+            print(
+                f"\n{NAMES[peer]} and {same} agree to {AGREES_TO:g}: {'yes' if agrees else 'no'}", flush=True
+            )
+            disagreeing += [] if agrees else [f"{NAMES[peer]}, {kind} label maps"]
+    if disagreeing:
+        raise SystemExit(f"not in agreement: {'; '.join(disagreeing)}")
+
+
+def difference(
+    values: dict[str, dict[str, dict[str, float]]], peer: str, definition: str, metric: str
+) -> float | None:
+    """The largest difference over all cases, NaN where a number is; None where the peer has no such metric."""
+    found = [
+        abs(theirs[metric] - values[definition][case][metric])
+        for case, theirs in values[peer].items()
+        if metric in theirs
+    ]
+    return float(np.max(found)) if found else None  # unlike max, this keeps NaN
 
 
 def agreement_table(values: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -159,13 +187,9 @@ def agreement_table(values: dict[str, dict[str, dict[str, float]]]) -> str:
     for peer in PEERS:
         for definition in OURS:
             cells = [NAMES[peer], f"**{definition}**" if definition == SAME[peer] else definition]
-            for metric in ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd"):
-                differences = [
-                    abs(theirs[metric] - values[definition][case][metric])
-                    for case, theirs in values[peer].items()
-                    if metric in theirs
-                ]
-                cells.append(f"{max(differences):.2g}" if differences else "–")
+            for metric in METRICS:
+                largest = difference(values, peer, definition, metric)
+                cells.append("–" if largest is None else f"{largest:.2g}")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
