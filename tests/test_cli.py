@@ -376,7 +376,9 @@ def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_writt
     arguments = ("predict", run, scan, "--out", tmp_path, "--overlap", 0, "--organs", "spleen, liver")
     first = call(*arguments)
     assert first.status == 0, first
-    assert all(line.startswith("note: img0003: ") for line in first.err.splitlines() if "note:" in line)
+    notes = [line for line in first.err.splitlines() if "note:" in line]
+    assert notes, first.err
+    assert all(line.startswith("note: img0003: ") for line in notes)
     assert json.loads((tmp_path / "img0003.json").read_text())["organs"] == ["liver", "spleen"]
     assert set(np.unique(nibabel.load(tmp_path / "img0003.nii.gz").dataobj)) <= {0, 1, 2}
     assert call(*arguments).out == f"0 predicted, 1 were there already: {tmp_path}\n"

@@ -19,6 +19,9 @@ HD95_DEFINITIONS: dict[str, str] = {
     "so are ASSD and NSD, and all distances run between corners of voxels",
 }
 
+#: By so much of itself a voxel size of float32, as headers have it, may be wrong.
+_ROUNDING = 1e-6
+
 
 class Directed(NamedTuple):
     """Distances from one surface to another.
@@ -74,7 +77,7 @@ def distance_metrics(there: Directed, back: Directed, hd95: str, tolerance_mm: f
         there: Distances from one surface to the other.
         back: Distances back.
         hd95: A key of `HD95_DEFINITIONS`.
-        tolerance_mm: Tolerance of NSD.
+        tolerance_mm: Tolerance of NSD. A distance that rounding puts above it is within it as well, unless by area.
 
     Returns:
         `{"hd_mm", "hd95_mm", "assd_mm", "nsd"}`.
@@ -92,11 +95,13 @@ def distance_metrics(there: Directed, back: Directed, hd95: str, tolerance_mm: f
         percentile = max(np.percentile(one.distances_mm, 95) for one in both)
     else:
         percentile = max(map(_weighted_percentile, both))
+    # MONAI compares in float32, and so takes 3 * 0.8 as 2.4; surface-distance in float64.
+    within_mm = tolerance_mm if hd95 == "area_weighted" else tolerance_mm * (1 + _ROUNDING)
     metrics = {
         "hd_mm": max(one.distances_mm.max() for one in both),
         "hd95_mm": percentile,
         "assd_mm": sum(one.distances_mm @ one.weights for one in both) / weight,
-        "nsd": sum(one.weights[one.distances_mm <= tolerance_mm].sum() for one in both) / weight,
+        "nsd": sum(one.weights[one.distances_mm <= within_mm].sum() for one in both) / weight,
     }
     return {name: float(value) for name, value in metrics.items()}
 

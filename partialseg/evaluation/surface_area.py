@@ -46,29 +46,6 @@ def element_areas(spacing_mm: Sequence[float]) -> np.ndarray:
     return np.array([math.fsum(_length(normal, faces) for normal in element) for element in normals])
 
 
-def element_codes(mask: np.ndarray) -> np.ndarray:
-    """The code of every corner of the voxel grid; outside the array nothing is inside the mask.
-
-    Args:
-        mask: Boolean `(depth, height, width)`.
-
-    Returns:
-        uint8 `(depth + 1, height + 1, width + 1)`; corner (z, y, x) is the lowest one of voxel (z, y, x).
-
-    Example:
-        >>> element_codes(np.ones((1, 1, 1), bool)).ravel().tolist()
-        [128, 64, 32, 16, 8, 4, 2, 1]
-    """
-    padded = np.pad(mask, 1).view(np.uint8)
-    codes = np.zeros(tuple(size + 1 for size in mask.shape), np.uint8)
-    for number, voxel in enumerate(VOXELS):
-        codes |= (
-            padded[tuple(slice(step, step + size) for step, size in zip(voxel, codes.shape, strict=True))]
-            << number
-        )
-    return codes
-
-
 def _length(normal: np.ndarray, faces: np.ndarray) -> float:
     return math.hypot(*(normal * faces))
 

@@ -26,6 +26,15 @@ def test_weights_count_in_the_mean_and_in_the_share_within_the_tolerance():
     assert found["nsd"] == pytest.approx((4 + 4 + 1 + 9) / 20)  # a distance of the tolerance is within it
 
 
+@pytest.mark.parametrize(("hd95", "nsd"), [("directed_max", 1), ("pooled", 1), ("area_weighted", 0.9)])
+@pytest.mark.parametrize("spacing_mm", [0.8, float(np.float32(0.8))])
+def test_three_voxels_of_08_mm_are_within_24_mm_as_in_monai(hd95, nsd, spacing_mm):
+    there = Directed(np.array([3 * spacing_mm, 0.0]), np.ones(2))
+    back = Directed(np.zeros(8), np.ones(8))
+    assert distance_metrics(there, back, hd95, 2.4)["nsd"] == nsd
+    assert distance_metrics(there, back, hd95, 2.399)["nsd"] == 0.9
+
+
 def test_a_weighted_percentile_leaves_out_a_twentieth_of_the_area():
     there = Directed(np.array([7.0, 1.0, 5.0]), np.array([0.04, 0.9, 0.06]))
     nothing = Directed(np.zeros(1), np.ones(1))
