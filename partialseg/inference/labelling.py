@@ -33,9 +33,13 @@ def check_ensemble(runs: Sequence[Run]) -> None:
     """Check that runs can predict together: the same classes and voxel size; their patch sizes may differ.
 
     Raises:
-        DataError: If a run's classes or voxel size are not those of the first.
+        DataError: If a run's classes or voxel size are not those of the first, or a run is given twice.
     """
     first = runs[0]
+    folders = [run.folder.resolve() for run in runs]
+    for index, run in enumerate(runs):
+        if folders[index] in folders[:index]:
+            raise DataError(run.folder, "is given twice, expected different runs", "give each run once")
     for run in runs[1:]:
         for what, found, expected in (
             ("classes", run.classes, first.classes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,9 +98,9 @@ def predict(
         again: Whether to predict also what is there already.
 
     Raises:
-        DataError: If a run is not one, or has no trained network; if a run of the ensemble has other classes or
-            another voxel size; if windows are to be mirrored and a run was trained without that; or if the
-            probabilities of two organs would share a file.
+        DataError: If a run is not one, is given twice or has no trained network; if a run of the ensemble has other
+            classes or another voxel size; if windows are to be mirrored and a run was trained without that; if the
+            probabilities of two organs would share a file; or if `out` is a file or may not be written to.
         ValueError: If a split is asked for without a card, or an organ is not among the run's classes.
     """
     if split is not None and card is None:
@@ -112,6 +113,7 @@ def predict(
         outputs or Outputs(),
     )
     _check_organs(outputs, runs[0])
+    _check_folder(Path(out))
     networks = (
         None if all(one.model_path.is_file() for one in runs) else load_networks(runs)
     )  # says what is missing
@@ -247,6 +249,15 @@ def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> 
             **outputs.as_json(),
         },
     )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder for the predictions that is none, or cannot be written."""
+    there = next((path for path in (out, *out.parents) if path.exists()), Path())
+    if not there.is_dir():
+        raise DataError(there, "is a file, expected a folder for the predictions", "give another --out")
+    if not os.access(there, os.W_OK):
+        raise DataError(there, "may not be written to", "give yourself the permission, or another --out")
 
 
 def _check_organs(outputs: Outputs, run: Run) -> None:

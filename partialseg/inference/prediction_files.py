@@ -142,6 +142,8 @@ def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
         for name, size in files.items():
             if (label_map.parent / name).stat().st_size != size:
                 return False
+            if content["hashes"][name] != content_hash([label_map.parent / name]):
+                return False
         same = made_of["network"] == origin.network and settings == json.loads(json.dumps(origin.settings))
         if not same or label_map.name not in files:
             return False
@@ -204,6 +206,8 @@ def write_prediction(
         write_label_map(temporary, labels, like=scan)
         # Before the label map: without the file that says its classes it would be read with others.
         sidecar["files"] = {**files, out.name: temporary.stat().st_size}
+        hashes = {name: content_hash([out.parent / name]) for name in files}
+        sidecar["hashes"] = {**hashes, out.name: content_hash([temporary])}
         write_json(sidecar_path(out), sidecar)
     return sidecar
 

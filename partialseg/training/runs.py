@@ -145,10 +145,12 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     path = folder / "run.json"
+    if not folder.is_dir():
+        remedy = "correct the path, or make a run by `partialseg train`"
+        raise DataError(folder, "there is no such folder, expected a run", remedy)
     if not path.is_file():
-        raise DataError(
-            path, "there is no run", f"run `partialseg train CONFIG --prepared DIR --out {folder}`"
-        )
+        remedy = "give the folder that `partialseg train` wrote"
+        raise DataError(folder, "is no run folder (it has no run.json)", remedy)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Run(

@@ -1,6 +1,7 @@
 """From files to label maps, with a network that is a threshold, so that the right answer is known."""
 
 import json
+import shutil
 
 import keras
 import nibabel as nib
@@ -179,7 +180,7 @@ def test_split_needs_a_card(run, tmp_path):
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"run\.json: there is no run"):
+    with pytest.raises(DataError, match=r"is no run folder \(it has no run\.json\)"):
         predict(tmp_path, [], tmp_path)
 
 
@@ -277,13 +278,26 @@ def test_an_ensemble_with_mirrored_windows_is_written_down(run, tmp_path):
     """The runs are the same network, and pointwise: the mean over both and over all flips changes nothing."""
     scan = write_scan(tmp_path / "a.nii.gz", boxes((12, 12, 6)), RAS)
     alone = predict(run, [scan], tmp_path / "alone", progress=False)
-    together = predict(run, [scan], tmp_path / "both", progress=False, mirror=True, ensemble=[run.folder])
+    other = shutil.copytree(run.folder, tmp_path / "other")
+    together = predict(run, [scan], tmp_path / "both", progress=False, mirror=True, ensemble=[other])
     labels = [np.asarray(nib.load(result.written[0]).dataobj) for result in (alone, together)]
     np.testing.assert_array_equal(*labels)
     assert labels[0].any()
     sidecar = json.loads((tmp_path / "both" / "a.json").read_text())
-    assert sidecar["ensemble"] == [str(run.folder)]
+    assert sidecar["ensemble"] == [str(other)]
     assert sidecar["mirror_axes"] == ["z", "y", "x"]
+
+
+def test_a_run_counts_once_in_an_ensemble(run, tmp_path):
+    with pytest.raises(DataError, match="is given twice"):
+        predict(run, [tmp_path / "missing"], tmp_path, ensemble=[run.folder / ".." / run.folder.name])
+
+
+def test_an_out_that_is_a_file_is_refused_before_any_scan_is_read(run, tmp_path):
+    (tmp_path / "out").write_text("")
+    for out in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(DataError, match="out: is a file, expected a folder"):
+            predict(run, [tmp_path / "missing"], out, progress=False)
 
 
 def test_an_ensemble_of_other_classes_is_refused_before_any_scan_is_read(run, tmp_path):

@@ -101,7 +101,7 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_and_leaves_no_half_file(ru
 
 
 @pytest.mark.parametrize(
-    "what", ["scan", "network", "method", "overlap", "organs", "rules", "cut", "sidecar", "gone"]
+    "what", ["scan", "network", "method", "overlap", "organs", "rules", "cut", "bit", "sidecar", "gone"]
 )
 def test_what_changed_is_made_again(run, scans, tmp_path, network, monkeypatch, what):
     out, arguments = tmp_path / "out", {}
@@ -111,6 +111,10 @@ def test_what_changed_is_made_again(run, scans, tmp_path, network, monkeypatch, 
         nib.save(nib.Nifti1Image(np.full((16, 16, 8), 200, dtype=np.int16), AFFINE), scans / "a.nii.gz")
     elif what == "cut":
         (out / "a.nii.gz").write_bytes((out / "a.nii.gz").read_bytes()[:-1])
+    elif what == "bit":
+        content = bytearray((out / "a.nii.gz").read_bytes())
+        content[-1] ^= 1
+        (out / "a.nii.gz").write_bytes(content)
     elif what == "sidecar":
         (out / "a.json").write_text("{")
     elif what == "gone":
