@@ -113,10 +113,21 @@ def write_report(
     return Path(path)
 
 
-def _tables(scored: Mapping[str, pd.DataFrame]) -> dict[str, Layout]:
-    """The comparison first, where there is one, then each network's own table."""
-    tables = {"Side by side": layout(compare(scored))} if len(scored) > 1 else {}
-    return tables | {name: layout(organ_table(scores)) for name, scores in scored.items()}
+def _tables(scored: Mapping[str, pd.DataFrame]) -> list[tuple[str, Layout]]:
+    """First what fits a page, the networks side by side or the only one in brief; then each with all metrics."""
+    tables = {name: organ_table(scores) for name, scores in scored.items()}
+    if len(tables) > 1:
+        first = [("Side by side", layout(compare(scored)))]
+    else:
+        first = [(name, layout(table, brief=True)) for name, table in tables.items()]
+    return first + [(f"{name}: all metrics", _filled(layout(table))) for name, table in tables.items()]
+
+
+def _filled(table: Layout) -> Layout:
+    """A table without the columns that hold nothing, such as the intervals of a few cases."""
+    columns = [n for n in range(len(table.headers)) if any(row[n].text != "–" for row in table.rows)]
+    rows = [[row[n] for n in columns] for row in table.rows]
+    return Layout([table.headers[n] for n in columns], rows, table.note)
 
 
 def _shown_cases(

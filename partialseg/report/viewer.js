@@ -403,5 +403,10 @@ for (const made of document.querySelectorAll("button[data-shown]")) {
   });
 }
 
+// Until the viewer is opened, the picture of its first case lies behind the button.
+const opener = viewer.querySelector(".start button");
+const picture = document.querySelector(`figcaption [data-shown="${opener.dataset.shown}"]`)?.closest("figure");
+if (picture) opener.before(Object.assign(new Image(), { src: picture.querySelector("img").src, alt: "" }));
+
 element("viewer-full").addEventListener("click", fullScreen);
 viewer.hidden = false;

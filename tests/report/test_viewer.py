@@ -118,6 +118,24 @@ def reds(pixels):
 def test_a_report_opens_without_starting_the_viewer(page):
     assert page.find("#viewer").is_displayed()
     assert page.driver.find_elements("css selector", "canvas") == []
+    behind = page.find(".viewer .start img").get_attribute("src")
+    number = page.find(".viewer .start button").get_attribute("data-shown")
+    assert behind in page.driver.execute_script(
+        "return Array.from(document.querySelectorAll('figure:has([data-shown=\"' + arguments[0] + '\"]) img'),"
+        " (image) => image.src)",
+        number,
+    )
+
+
+def test_the_scores_of_one_network_fit_a_page(page):
+    widths = page.driver.execute_script(
+        "return Array.from(document.querySelectorAll('#scores table'), (table) => table.rows[0].cells.length)"
+    )
+    assert widths[0] < 10 < widths[1], "in brief, and all metrics folded"
+    assert page.find("#scores details").get_attribute("open") is None
+    assert "95 % CI" not in page.find("#scores details").get_attribute("textContent"), (
+        "of two cases there is none"
+    )
 
 
 def test_a_click_on_a_row_shows_that_case(page):
