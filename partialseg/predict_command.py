@@ -135,6 +135,8 @@ def predict(
     )
     for path in result.written:
         typer.echo(str(path))
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     for name, warnings in result.warnings.items():
         for line in warning_lines(warnings):
             typer.echo(f"note: {name}: {line}", err=True)

@@ -48,12 +48,14 @@ class PredictResult:
         written: The label maps, in the order of the inputs.
         kept: Those that were there already.
         problems: What was wrong, one for each scan that could not be predicted.
+        notes: What was passed over.
         warnings: For the label maps that were written, what somebody who uses them must know; by name.
     """
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     warnings: dict[str, list[PredictionWarning]] = field(default_factory=dict)
 
 
@@ -119,7 +121,7 @@ def predict(
     )  # says what is missing
     origin = _origin(runs, settings, outputs)
     result = PredictResult()
-    scans = list_scans(inputs, card, split, result.problems)
+    scans = list_scans(inputs, card, split, result.problems, result.notes)
     sources = {path.resolve() for scan in scans for path in (scan.path, *scan.files)}
     with progress_bar() as bar:
         bar.disable = not progress

@@ -39,7 +39,7 @@ from partialseg.inference.plausibility import (
 )
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
 from partialseg.inference.probability_maps import ProbabilityMaps
-from partialseg.inference.scans import describes_prediction, sidecar_path, stem
+from partialseg.inference.scans import PROBABILITIES, describes_prediction, sidecar_path, stem
 
 
 @dataclass(frozen=True)
@@ -297,4 +297,4 @@ def _dicom_seg_path(label_map: Path) -> Path:
 
 
 def _probabilities_path(label_map: Path) -> Path:
-    return label_map.with_name(f"{stem(label_map)}_probabilities")
+    return label_map.with_name(f"{stem(label_map)}{PROBABILITIES}")

@@ -12,10 +12,14 @@ from pathlib import Path
 from partialseg.data.cards import Card, assign_splits, find_cases
 from partialseg.data.dicom_series import Series, holds_dicom, list_series
 from partialseg.data.volumes import SUFFIXES
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 
 #: Of these the JSON beside a prediction has one at least, whatever version wrote it.
 _FOUND = ("volumes_ml", "made_of")
+#: How the name of the folder of a case's probabilities ends.
+PROBABILITIES = "_probabilities"
+#: So many folders below the given one are looked into for scans that are not read.
+_DEPTH = 3
 #: File names that do not tell cases apart; the folder's name does.
 GENERIC_NAMES = frozenset(["imaging", "image", "ct", "img", "volume", "scan"])
 
@@ -80,7 +84,11 @@ def describes_prediction(sidecar: Path) -> bool:
 
 
 def list_scans(
-    inputs: Iterable[str | Path], card: Card | None, split: str | None, problems: list[DataError]
+    inputs: Iterable[str | Path],
+    card: Card | None,
+    split: str | None,
+    problems: list[DataError],
+    notes: list[str],
 ) -> list[Scan]:
     """Every scan of the inputs, each name once.
 
@@ -89,14 +97,20 @@ def list_scans(
         card: The card of the dataset that the inputs are; None where they are no dataset.
         split: With a card: "train" or "test" cases alone.
         problems: What is wrong with an input is added to them, and the others are listed.
+        notes: What was passed over is added to them.
     """
-    scans = []
-    for entry in map(Path, inputs):
+    scans, entries = [], [Path(entry) for entry in inputs]
+    for entry in entries:
         for part, name in [(entry, None)] if card else _parts(entry):
             try:
                 scans += _card_scans(part, card, split) if card else _plain_scans(part, name)
             except DataError as error:
                 problems.append(error)
+    for entry in entries:
+        if card is None and (names := folders_not_read(entry, scans)):
+            notes.append(
+                f"{entry}: not read, though there are scans in it: {first_of(names)}; give them as inputs"
+            )
     return _unique(scans, problems)
 
 
@@ -109,6 +123,32 @@ def _parts(entry: Path) -> list[tuple[Path, str | None]]:
         if found:
             return found
     return [(entry, None)]
+
+
+def folders_not_read(entry: Path, scans: Iterable[Scan]) -> list[str]:
+    """Of a folder the folders in it that hold scans of which none is listed, by name; not those of predictions."""
+    read = {
+        place for scan in scans for path in (scan.path, *scan.files[:1]) for place in (path, *path.parents)
+    }
+    return [path.name for path in _visible(entry) if path not in read and _holds_scans(path, _DEPTH)]
+
+
+def _holds_scans(folder: Path, depth: int) -> bool:
+    if not folder.is_dir():
+        return False
+    if folder.name.endswith(PROBABILITIES) and sidecar_path(folder.with_name(_case_of(folder))).exists():
+        return False
+    if _volume_files(folder):
+        return True
+    try:
+        holds = holds_dicom(folder) and not _holds_predictions(folder)
+    except DataError:  # several folders in it do
+        holds = True
+    return holds or (depth > 0 and any(_holds_scans(path, depth - 1) for path in _visible(folder)))
+
+
+def _case_of(folder: Path) -> str:
+    return folder.name.removesuffix(PROBABILITIES)
 
 
 def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:

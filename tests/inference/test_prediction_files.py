@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -267,6 +268,22 @@ def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_pa
         assert len(predict(run, [folder], out, **arguments).written) == 1
         again = predict(run, [folder], out, **arguments)
         assert (len(again.kept), again.written, again.problems) == (1, [], [])
+
+
+def test_folders_of_scans_that_are_not_read_are_named(run, scans, tmp_path, network):
+    for name in ("sub/deeper", "notes", "dicom"):
+        (scans / name).mkdir(parents=True)
+    (scans / "sub" / "deeper" / "d.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes())
+    (scans / "notes" / "a.txt").write_text("none")
+    shutil.copy(pydicom.data.get_testdata_file("CT_small.dcm"), scans / "dicom")
+    for _ in range(2):  # the second time the predictions are there too
+        result = go(run, scans, scans / "out", outputs=Outputs(probabilities=True))
+        (note,) = result.notes
+        assert "not read, though there are scans in it: dicom, sub;" in note
+    everything = predict(
+        run, [scans, scans / "sub" / "deeper", scans / "dicom"], tmp_path / "out", progress=False
+    )
+    assert everything.notes == []
 
 
 def test_predictions_beside_the_series_of_a_patient_are_no_series(run, tmp_path, network):
