@@ -106,8 +106,10 @@ def list_scans(
                 scans += _card_scans(part, card, split) if card else _plain_scans(part, name)
             except DataError as error:
                 problems.append(error)
+    told = [path for scan in scans for path in (scan.path, *scan.files[:1])]
+    told += [Path(problem.path) for problem in problems]
     for entry in entries:
-        if card is None and (names := folders_not_read(entry, scans)):
+        if card is None and (names := _folders_not_read(entry, told)):
             notes.append(
                 f"{entry}: not read, though there are scans in it: {first_of(names)}; give them as inputs"
             )
@@ -125,11 +127,9 @@ def _parts(entry: Path) -> list[tuple[Path, str | None]]:
     return [(entry, None)]
 
 
-def folders_not_read(entry: Path, scans: Iterable[Scan]) -> list[str]:
-    """Of a folder the folders in it that hold scans of which none is listed, by name; not those of predictions."""
-    read = {
-        place for scan in scans for path in (scan.path, *scan.files[:1]) for place in (path, *path.parents)
-    }
+def _folders_not_read(entry: Path, told: Iterable[Path]) -> list[str]:
+    """Of a folder the folders in it that hold scans, none of which is told of; not those of predictions."""
+    read = {place for path in told for place in (path, *path.parents)}
     return [path.name for path in _visible(entry) if path not in read and _holds_scans(path, _DEPTH)]
 
 

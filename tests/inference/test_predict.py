@@ -240,8 +240,9 @@ def test_every_series_below_a_folder_of_patients_is_a_scan_and_one_without_is_to
             dataset.save_as(folder / f"{index}.dcm")
     (tmp_path / "night" / "notes.txt").write_text("no scan")
     (tmp_path / "night" / "empty").mkdir()
-    problems = []
-    scans = list_scans([tmp_path / "night"], None, None, problems)
+    problems, notes = [], []
+    scans = list_scans([tmp_path / "night"], None, None, problems, notes)
+    assert notes == []
     assert [scan.name for scan in scans] == ["p1", "p2", "p3_first", "p3_second"]
     assert [problem.path for problem in problems] == [str(tmp_path / "night" / "p4")]
 
