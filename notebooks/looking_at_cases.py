@@ -39,6 +39,7 @@ from IPython.display import Image, display
 
 from partialseg.data import read_card
 from partialseg.data.cards import find_cases
+from partialseg.data.classes import PAPER_ORGANS, class_names
 from partialseg.data.phantom import write_phantom
 from partialseg.data.volumes import read_label, write_label_map
 from partialseg.evaluation import evaluate
@@ -76,11 +77,15 @@ for number, case in enumerate(cases):
 # %% [markdown]
 # ## 2. Scores, and the worst of them
 #
-# `evaluate` (on the command line: `partialseg evaluate careless --truth raw --card btcv --out scores_careless`) gives
-# a row for each case and organ. Of the mean alone one would not guess that an organ is missing.
+# `evaluate` (on the command line: `partialseg evaluate careless --truth raw --card btcv --out scores_careless`, and
+# `--classes`) gives a row for each case and organ. Of the mean alone one would not guess that an organ is missing.
 
 # %%
-networks = {name: evaluate(name, "raw", btcv, f"scores_{name}").scores for name in ("careful", "careless")}
+classes = class_names(PAPER_ORGANS)  # what the values mean; `predict` writes a .json that says so
+networks = {
+    name: evaluate(name, "raw", btcv, f"scores_{name}", classes=classes).scores
+    for name in ("careful", "careless")
+}
 pd.DataFrame({name: scores.groupby("organ")["dice"].mean() for name, scores in networks.items()}).round(3)
 
 # %% [markdown]
@@ -152,4 +157,4 @@ view.set_slice_type(SliceType.RENDER)
 #
 # - The notebook `quickstart` trains a network and scores it; `partialseg report RUN` then reports on the run.
 # - `partialseg report DIR` takes what `evaluate` wrote, too, without a run: predictions of any program can be looked
-#   at, if their values are those of `partialseg.data.classes`, or a `.json` beside each lists its classes.
+#   at, if `classes` or a `.json` beside each says what their values mean.

@@ -44,21 +44,35 @@ def evaluate(
     unit: Annotated[
         Unit, typer.Option(help="voxels: distances in voxels of the scan's own grid as well.")
     ] = Unit.mm,
+    classes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAMES",
+            help="What the values of label maps without a .json mean: background,liver,spleen and so on in the "
+            "order of the values; or card, where they are the dataset's own.",
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Score predictions over the organs that a dataset annotates.
 
-    In: predictions, the raw dataset, its card. Out: scores.csv and scores.json (a row for each case and organ),
-    table.csv, table.json and table.md (organ by dataset: n, mean and standard deviation, median, bootstrap interval,
-    missed and hallucinated organs; and the worst cases).
+    In: predictions, each with the .json that `predict` writes beside it, or --classes; the raw dataset, its card.
+    Out: scores.csv and scores.json (a row for each case and organ), table.csv, table.json and table.md (organ by
+    dataset: n, mean and standard deviation, median, bootstrap interval, missed and hallucinated organs; and the
+    worst cases).
     """
     from rich.console import Console
 
     from partialseg.data.cards import read_card
+    from partialseg.evaluation.predictions import checked_classes
     from partialseg.evaluation.tables import evaluate as run_evaluate
     from partialseg.evaluation.tables import organ_table, render_table
 
     read = read_card(card)
+    try:
+        given = checked_classes(classes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--classes") from error
     result = run_evaluate(
         predictions,
         truth,
@@ -69,6 +83,7 @@ def evaluate(
         nsd_tolerance_mm=_tolerances(nsd_tolerance or [], read),
         unit=unit.value,
         jobs=jobs,
+        classes=given,
     )
     if len(result.scores):
         Console().print(render_table(organ_table(result.scores)))

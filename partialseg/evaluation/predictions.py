@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from partialseg.data.cards import Card, RawCase, assign_splits
-from partialseg.data.classes import BACKGROUND, PAPER_ORGANS, class_names
+from partialseg.data.checks import label_values
+from partialseg.data.classes import BACKGROUND, class_names
+from partialseg.data.relabel import to_prepared_values
+from partialseg.data.volumes import Volume, read_label
 from partialseg.errors import DataError
 
 _SUFFIXES = (".nii.gz", ".nii")
+#: In place of classes: the values are those of the dataset's own label maps.
+CARD = "card"
+#: See `checked_classes`.
+Given = Sequence[str] | str | None
 
 
 class PredictedClasses(NamedTuple):
@@ -25,21 +34,91 @@ class PredictedClasses(NamedTuple):
     written: tuple[str, ...]
 
 
-def predicted_classes(path: Path) -> PredictedClasses:
-    """Read the classes of a predicted label map from the `.json` beside it.
+def checked_classes(given: Given) -> Given:
+    """The classes of label maps that have no `.json` beside them, as `evaluate` takes them.
 
-    Without such a file they are background and the paper's five organs, all written.
+    Args:
+        given: Background first, then the organs, in the order of the values; `CARD` where the values are those of the
+            dataset's own label maps; or both of these as text, as in "background,liver,spleen"; None for not known.
+
+    Raises:
+        ValueError: If they do not begin with background, or name a class twice.
+
+    Example:
+        >>> checked_classes("background, liver,spleen")
+        ('background', 'liver', 'spleen')
+        >>> checked_classes("card")
+        'card'
+    """
+    if given is None or given == CARD:
+        return given
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    if names[:1] != (BACKGROUND,) or len(names) < 2 or "" in names or len(set(names)) < len(names):
+        raise ValueError(
+            f"classes are {', '.join(names)}, expected {BACKGROUND} first, then each organ once, or {CARD!r}"
+        )
+    return names
+
+
+def read_prediction(
+    path: Path, case: RawCase, card: Card, given: Given = None
+) -> tuple[Volume, PredictedClasses]:
+    """Read a predicted label map; its values become indices into the classes.
+
+    Args:
+        path: The label map. The `.json` beside it says its classes, and which organs were written.
+        case: The case that it is of.
+        card: The dataset's card.
+        given: The classes where there is no such file, as `checked_classes` returns them.
+
+    Raises:
+        DataError: If the label map cannot be read, it is not known what its values mean, or it holds other values.
+    """
+    volume = read_label(path)
+    if given == CARD and not sidecar(path).is_file():
+        check_described(path, volume, card)
+        classes = class_names(card.annotated)
+        values, _ = to_prepared_values(volume, card, classes, case.name)
+        values[values >= len(classes)] = 0  # one organ or another, or not annotated
+        return dataclasses.replace(volume, array=values), PredictedClasses(classes, classes[1:])
+    found = predicted_classes(path, given)
+    if (largest := int(volume.array.max())) >= len(found.classes):
+        problem = f"holds value {largest}, but there are {len(found.classes)} classes"
+        raise DataError(path, problem, f"list the classes in {sidecar(path).name} beside it")
+    return volume, found
+
+
+def check_described(path: Path, label: Volume, card: Card) -> None:
+    """A label map of a dataset holds no value that its card does not list.
+
+    Raises:
+        DataError: If it does.
+    """
+    unknown = [value for value in label_values(label.array) if value and value not in card.labels]
+    if unknown:
+        values = ", ".join(map(str, unknown))
+        raise DataError(
+            path, f"holds value {values}, which {card.path.name} does not describe", f"add {values} there"
+        )
+
+
+def predicted_classes(path: Path, given: Sequence[str] | None = None) -> PredictedClasses:
+    """Read the classes of a predicted label map from the `.json` beside it.
 
     Args:
         path: The label map.
+        given: The classes where there is no such file, all written.
 
     Raises:
-        DataError: If the file is damaged, or does not say the classes, or says wrong ones.
+        DataError: If there is no such file and none are given; or it is damaged, does not say the classes, or says
+            wrong ones.
     """
     beside = sidecar(path)
     if not beside.is_file():
-        classes = class_names(PAPER_ORGANS)
-        return PredictedClasses(classes, classes[1:])
+        if given is None:
+            problem = f"there is no {beside.name} beside it, so it is not known what its values mean"
+            raise DataError(path, problem, "give --classes, see docs/evaluation.md")
+        return PredictedClasses(tuple(given), tuple(given[1:]))
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
         classes = content["classes"]

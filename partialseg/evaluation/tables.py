@@ -16,14 +16,21 @@ import numpy as np
 import pandas as pd
 
 from partialseg.data.cards import Card, RawCase, find_cases
-from partialseg.data.checks import PLACE_TOLERANCE, label_values
+from partialseg.data.checks import PLACE_TOLERANCE
 from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
-from partialseg.data.volumes import Volume, read_label
+from partialseg.data.volumes import Volume
 from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
-from partialseg.evaluation.predictions import label_maps, matched, predicted_classes, sidecar
+from partialseg.evaluation.predictions import (
+    Given,
+    check_described,
+    checked_classes,
+    label_maps,
+    matched,
+    read_prediction,
+)
 from partialseg.evaluation.rendering import layout, markdown, render_table
 from partialseg.evaluation.score_files import (
     COLUMNS,
@@ -82,14 +89,14 @@ def evaluate(
     nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
     unit: str = "mm",
     jobs: int | None = 1,
+    classes: Given = None,
 ) -> EvaluateResult:
     """Score predictions against the label maps of one dataset, over the organs that it annotates.
 
-    A prediction `<case>.nii.gz` is matched by name to a case of the dataset (or to its label file). Its
-    values are indices into the classes that `<case>.json` beside it lists, or background and the paper's
-    five organs where there is no such file. Truth voxels that may be several organs (a kidney whose side is
-    not known) are ignored for each of these; an organ of which such voxels alone are there cannot be scored
-    and is noted.
+    A prediction `<case>.nii.gz` is matched by name to a case of the dataset (or to its label file). Its values
+    are indices into the classes that `<case>.json` beside it lists, or into `classes` where there is no such
+    file. Truth voxels that may be several organs (a kidney whose side is not known) are ignored for each of
+    these; an organ of which such voxels alone are there cannot be scored and is noted.
 
     Args:
         predictions: Folder of label maps.
@@ -103,16 +110,20 @@ def evaluate(
         unit: "mm", or "voxels": distances in voxels of the scan's own grid as well. The tolerance is in mm all the
             same.
         jobs: Cases at a time; None for one per usable core. Fewer where the memory would not do.
+        classes: What the values of label maps without a `.json` mean: background first, then the organs; "card" where
+            they are those of the dataset's own label maps. Scores name them in a further column, `classes`.
 
     Returns:
         The scores, and the problems; a problem with one case leaves the others as they are.
 
     Raises:
         DataError: If there are no predictions at all, or no cases.
-        ValueError: If unit or `hd95` are unknown, or a tolerance is negative or lacks for an organ of the dataset.
+        ValueError: If unit or `hd95` are unknown, classes do not begin with background, or a
+            tolerance is negative or lacks for an organ of the dataset.
     """
     predictions, out = Path(predictions), Path(out)
-    names = columns(unit)
+    classes = checked_classes(classes)
+    names = columns(unit) if classes is None else (*columns(unit), "classes")
     settings = {"hd95": hd95, "nsd_tolerance_mm": nsd_tolerance_mm}
     nothing = np.zeros((1, 1, 1), dtype=np.uint8)  # so that wrong settings are told before any case is read
     score(nothing, nothing, (1.0,) * 3, {organ: 1 for organ in card.annotated}, **settings)
@@ -126,7 +137,9 @@ def evaluate(
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
     pairs, problems, notes = matched(files, cases, card, split)
     rows: list[dict[str, Any]] = []
-    for outcome in _outcomes(pairs, functools.partial(_score_case, card, settings, unit), card, jobs):
+    for outcome in _outcomes(
+        pairs, functools.partial(_score_case, card, settings, unit, classes), card, jobs
+    ):
         if isinstance(outcome, DataError):
             problems.append(outcome)
         else:
@@ -172,14 +185,7 @@ def read_truth(
         DataError: If it cannot be read or holds a value that the card does not list.
     """
     raw = read_case_label(card, case)
-    unknown = [value for value in label_values(raw.array) if value and value not in card.labels]
-    if unknown:
-        values = ", ".join(map(str, unknown))
-        raise DataError(
-            case.label,
-            f"holds value {values}, which {card.path.name} does not describe",
-            f"add {values} there",
-        )
+    check_described(case.label, raw, card)
     values, notes = to_prepared_values(raw, card, classes, case.name)
     return raw, values, notes
 
@@ -208,14 +214,10 @@ def _memory_needed(path: Path) -> int:
 
 
 def _score_case(
-    card: Card, settings: dict[str, Any], unit: str, pair: tuple[Path, RawCase]
+    card: Card, settings: dict[str, Any], unit: str, given: Given, pair: tuple[Path, RawCase]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     path, case = pair
-    classes, written = predicted_classes(path)
-    prediction = read_label(path)
-    if int(prediction.array.max()) >= len(classes):
-        problem = f"holds value {int(prediction.array.max())}, but there are {len(classes)} classes"
-        raise DataError(path, problem, f"list the classes in {sidecar(path).name} beside it")
+    prediction, (classes, written) = read_prediction(path, case, card, given)
     raw, values, notes = read_truth(case, card, classes)
     _check_same_grid(path, prediction, case, raw)
     table = prepared_values(card, classes)
@@ -246,6 +248,7 @@ def _score_case(
     common = {
         **{name: os.fspath(Path(file).resolve()) for name, file in files.items()},
         "hd95_definition": settings["hd95"],
+        "classes": given if given is None or isinstance(given, str) else ",".join(given),
     }
     given = settings["nsd_tolerance_mm"]
     tolerances = given if isinstance(given, Mapping) else dict.fromkeys(organs, given)

@@ -12,9 +12,9 @@ from partialseg.data.cards import Card, RawCase, read_card
 from partialseg.data.classes import class_names
 from partialseg.data.label_files import with_missing_masks
 from partialseg.data.relabel import prepared_values
-from partialseg.data.volumes import Volume, read_image, read_label
+from partialseg.data.volumes import Volume, read_image
 from partialseg.errors import DataError
-from partialseg.evaluation.predictions import predicted_classes
+from partialseg.evaluation.predictions import Given, checked_classes, read_prediction
 from partialseg.evaluation.tables import read_truth
 from partialseg.report.cases import ShownCase
 from partialseg.report.pictures import overlay_picture
@@ -55,20 +55,27 @@ def read_case(shown: ShownCase) -> CaseVolumes:
     """
     files = {name: rows.iloc[0] for name, rows in shown.rows.items()}
     first = next(iter(files.values()))
-    of_network = {name: predicted_classes(Path(row["prediction"])).classes for name, row in files.items()}
-    organs = dict.fromkeys(organ for classes in of_network.values() for organ in classes[1:])
-    classes = class_names(list(organs))
     image = read_image(first["image"])
     card = read_card(first["card"])
     case = RawCase(card.name, str(first["case"]), Path(first["image"]), Path(first["truth"]))
     card = with_missing_masks(card, [case])
+    of_network = {
+        name: read_prediction(Path(row["prediction"]), case, card, _given_classes(row))
+        for name, row in files.items()
+    }
+    organs = dict.fromkeys(organ for _, found in of_network.values() for organ in found.classes[1:])
+    classes = class_names(list(organs))
     truth, unknown = _truth(case, card, classes)
     _check_shape(case.label, truth, image, "the truth and its scan must have the same voxels")
     return CaseVolumes(
         image=image.array,
         truth=truth,
         unknown=unknown,
-        predictions={name: _prediction(row, image, of_network[name], classes) for name, row in files.items()},
+        predictions={
+            name: _prediction(row, labels.array, image, found.classes, classes)
+            for name, row in files.items()
+            for labels, found in [of_network[name]]
+        },
         classes=classes,
         affine=image.affine,
         spacing_mm=image.spacing_mm,
@@ -97,14 +104,16 @@ def _truth(case: RawCase, card: Card, classes: tuple[str, ...]) -> tuple[np.ndar
     return truth, ((table[:, 0] == 0) & (table.sum(axis=1) > 1))[values]
 
 
+def _given_classes(row: pd.Series) -> Given:
+    """The classes that `evaluate` was given, if it was."""
+    text = row.get("classes")
+    return checked_classes(text) if isinstance(text, str) and text else None
+
+
 def _prediction(
-    row: pd.Series, image: Volume, own_classes: tuple[str, ...], classes: tuple[str, ...]
+    row: pd.Series, labels: np.ndarray, image: Volume, own_classes: tuple[str, ...], classes: tuple[str, ...]
 ) -> np.ndarray:
-    labels = read_label(row["prediction"]).array
     _check_shape(row["prediction"], labels, image, "evaluate again")
-    if (largest := int(labels.max())) >= len(own_classes):
-        problem = f"holds value {largest}, but there are {len(own_classes)} classes"
-        raise DataError(row["prediction"], problem, "evaluate again")
     # The networks may list their classes in different orders.
     return np.array([classes.index(organ) for organ in own_classes], dtype=np.uint8)[labels]
 

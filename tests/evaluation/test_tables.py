@@ -42,8 +42,8 @@ def liver_truth(tmp_path):
 def run(folder, settings=None, **predictions):
     for name, array in predictions.items():
         save(folder / f"predictions/{name}.nii.gz", array)
-    card = read_card("msd_liver")
-    return evaluate(folder / "predictions", folder / "raw", card, folder / "scores", **settings or {})
+    card, settings = read_card("msd_liver"), {"classes": CLASSES} | (settings or {})
+    return evaluate(folder / "predictions", folder / "raw", card, folder / "scores", **settings)
 
 
 def test_a_missed_liver_is_a_row_with_dice_0_and_tumour_is_liver(liver_truth):
@@ -87,7 +87,7 @@ def test_distances_are_in_mm_of_the_scan(liver_truth):
 
 def test_in_voxels_a_slice_is_one_whatever_its_thickness(liver_truth):
     result = run(liver_truth, {"unit": "voxels"}, liver_1=box(5, 5, 3))
-    assert tuple(result.scores.columns) == columns("voxels")
+    assert tuple(result.scores.columns) == (*columns("voxels"), "classes")
     assert (result.scores["hd_mm"].item(), result.scores["hd_voxels"].item()) == (5, 1)
     read = read_scores(liver_truth / "scores/scores.csv")
     assert read["hd95_voxels"].tolist() == result.scores["hd95_voxels"].tolist()
@@ -155,7 +155,7 @@ def test_the_files_hold_what_was_returned(liver_truth):
         "table.json",
     }
     read = read_scores(out / "scores.csv")
-    assert tuple(read.columns) == COLUMNS
+    assert tuple(read.columns) == (*COLUMNS, "classes")
     assert read["dice"].tolist() == result.scores["dice"].tolist()
     assert read["case"].tolist() == ["liver_0", "liver_1", "liver_2"]
     content = json.loads((out / "scores.json").read_text())
@@ -237,13 +237,38 @@ def test_a_damaged_file_beside_a_prediction_is_one_line(liver_truth, content, sa
     assert [said in str(problem) for problem in result.problems] == [True]
 
 
+def test_without_a_json_or_classes_nothing_is_scored(liver_truth):
+    result = run(liver_truth, {"classes": None}, liver_0=box(2, 2, 2))
+    assert not len(result.scores)
+    assert "no liver_0.json beside it, so it is not known what its values mean" in str(result.problems[0])
+    for classes in (["liver"], ["background"], ["background", "liver", "liver"], "kidneys"):
+        with pytest.raises(ValueError, match="expected background first"):
+            run(liver_truth, {"classes": classes})
+
+
+def test_label_maps_with_the_values_of_the_dataset_are_scored_by_its_card(liver_truth):
+    labels = box(2, 2, 2) + box(3, 3, 3, size=1)
+    assert labels.max() == 2  # a tumour, which is liver too
+    assert run(liver_truth, {"classes": "card"}, liver_0=labels).scores["dice"].item() == 1
+    assert run(liver_truth, {"classes": "background,spleen,liver"}, liver_0=box(2, 2, 2) * 2).scores[
+        "dice"
+    ].tolist() == [1]
+    wrong = run(liver_truth, {"classes": "card"}, liver_0=box(2, 2, 2, value=7))
+    assert "holds value 7, which msd_liver.md does not describe" in str(wrong.problems[0])
+
+
 def test_with_a_split_its_cases_alone_count_and_each_needs_a_prediction(liver_truth):
     card = read_card("msd_liver")
     card = card.model_copy(update={"splits": card.splits.model_copy(update={"test": ["liver_0", "liver_1"]})})
     for name in ("liver_0", "liver_2"):
         save(liver_truth / f"predictions/{name}.nii.gz", box(2, 2, 2))
     result = evaluate(
-        liver_truth / "predictions", liver_truth / "raw", card, liver_truth / "scores", split="test"
+        liver_truth / "predictions",
+        liver_truth / "raw",
+        card,
+        liver_truth / "scores",
+        split="test",
+        classes=CLASSES,
     )
     assert list(result.scores["case"]) == ["liver_0"]
     assert "msd_liver, liver_1: the test case has no prediction" in str(result.problems[0])
@@ -254,7 +279,9 @@ def test_names_match_the_case_or_its_label_file(tmp_path):
     save(tmp_path / "raw/btcv/img/img0001.nii.gz", np.zeros((12, 12, 8), np.int16))
     save(tmp_path / "raw/btcv/label/label0001.nii.gz", box(2, 2, 2, value=6))
     save(tmp_path / "predictions/label0001.nii.gz", box(2, 2, 2))
-    result = evaluate(tmp_path / "predictions", tmp_path / "raw", read_card("btcv"), tmp_path / "scores")
+    result = evaluate(
+        tmp_path / "predictions", tmp_path / "raw", read_card("btcv"), tmp_path / "scores", classes=CLASSES
+    )
     assert result.scores["case"].unique().tolist() == ["img0001"]
     assert result.scores.set_index("organ")["outcome"].to_dict() == {
         "liver": "scored",
@@ -279,7 +306,7 @@ def test_kidneys_are_scored_left_and_right_and_unknown_sides_are_ignored(tmp_pat
         save(tmp_path / f"raw/kits19/data/{name}/segmentation.nii.gz", label, 4 * np.eye(4))
         prediction = label * np.where(np.arange(60) < 30, 4, 5)[:, None, None].astype(np.uint8)
         save(tmp_path / f"predictions/{name}.nii.gz", prediction, 4 * np.eye(4))
-    result = evaluate(tmp_path / "predictions", tmp_path / "raw", card, tmp_path / "scores")
+    result = evaluate(tmp_path / "predictions", tmp_path / "raw", card, tmp_path / "scores", classes=CLASSES)
     assert not result.problems
     assert result.scores[["case", "organ", "dice"]].values.tolist() == [
         ["case_00000", "left_kidney", 1],
@@ -292,7 +319,9 @@ def test_a_prediction_of_a_case_that_the_card_excludes_is_noted(liver_truth):
     card = read_card("msd_liver").model_copy(update={"exclude": {"liver_1": "cut off"}})
     for name in ("liver_0", "liver_1"):
         save(liver_truth / f"predictions/{name}.nii.gz", box(2, 2, 2))
-    result = evaluate(liver_truth / "predictions", liver_truth / "raw", card, liver_truth / "scores")
+    result = evaluate(
+        liver_truth / "predictions", liver_truth / "raw", card, liver_truth / "scores", classes=CLASSES
+    )
     assert list(result.scores["case"]) == ["liver_0"]
     assert not result.problems
     assert result.notes == ["msd_liver, liver_1: not scored, since the card excludes it: cut off"]
@@ -318,7 +347,7 @@ def test_a_case_is_scored_over_what_is_annotated_in_it(tmp_path):
     card = read_card("btcv").model_copy(
         update={"cases": {"imgfew": Override(annotated=["liver"]), "imgpart": Override(slices=[[0, 3]])}}
     )
-    result = evaluate(tmp_path / "predictions", tmp_path / "raw", card, tmp_path / "scores")
+    result = evaluate(tmp_path / "predictions", tmp_path / "raw", card, tmp_path / "scores", classes=CLASSES)
     assert not result.problems
     scores = result.scores.set_index(["case", "organ"])["dice"]
     assert scores["imgusual"][["liver", "spleen"]].tolist() == [pytest.approx(2 * 27 / (27 + 54)), 0]

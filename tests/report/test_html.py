@@ -60,7 +60,13 @@ def study(tmp_path_factory):
         save(folder / f"f_and_p/predictions/liver_{case}.nii.gz", truth)
     for name in ("f_alone", "f_and_p"):
         run = folder / name
-        evaluate(run / "predictions", folder / "raw", read_card("msd_liver"), run / "scores_msd_liver")
+        evaluate(
+            run / "predictions",
+            folder / "raw",
+            read_card("msd_liver"),
+            run / "scores_msd_liver",
+            classes="background,liver",
+        )
         facts = {"classes": ["background", "liver"], "versions": {"keras": "3.15.1"}}
         (run / "run.json").write_text(json.dumps(facts))
         (run / "config.yaml").write_text("name: <demo> & more\n")
@@ -224,7 +230,7 @@ def test_scores_of_different_settings_are_refused_before_anything_is_drawn(study
     [
         ("truth", (9, 16, 18), 1, "truth.nii.gz: has shape (9, 16, 18) (z, y, x), the image (10, 16, 18)"),
         ("prediction", (10, 16, 17), 1, "has shape (10, 16, 17) (z, y, x), the image (10, 16, 18)"),
-        ("prediction", (10, 16, 18), 6, "holds value 6, but there are 6 classes"),
+        ("prediction", (10, 16, 18), 6, "holds value 6, but there are 2 classes"),
     ],
 )
 def test_a_file_that_is_not_as_it_was_when_scored_is_one_line(

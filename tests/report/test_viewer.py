@@ -40,7 +40,9 @@ def report(tmp_path_factory):
         save(folder / f"raw/msd_liver/imagesTr/liver_{case}.nii.gz", image)
         save(folder / f"raw/msd_liver/labelsTr/liver_{case}.nii.gz", truth)
         save(folder / f"predictions/liver_{case}.nii.gz", np.roll(truth, 2, 2) * found)
-    result = evaluate(folder / "predictions", folder / "raw", read_card("msd_liver"), folder / "scores")
+    result = evaluate(
+        folder / "predictions", folder / "raw", read_card("msd_liver"), folder / "scores", classes="card"
+    )
     return write_report(folder / "report.html", "Title", {"F alone": NetworkResult(result.scores)})
 
 
