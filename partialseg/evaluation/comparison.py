@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from partialseg.evaluation.difference_plot import difference_plot
 from partialseg.evaluation.metrics import HD95_DEFINITIONS
 from partialseg.evaluation.paired import (
     COMPARED_METRICS,
+    TOO_FEW,
     PairedScores,
     largest_differences,
     named_runs,
@@ -111,12 +113,13 @@ def comparison_layout(paired: PairedScores, metric: str, names: Sequence[str], b
         means = [Cell(number_text(row[f"mean_{run}"], metric)) for run in "ab"]
         median, p_holm = Cell(_difference(row, "median", metric)), Cell(_p_text(row["p_holm"]))
         if brief:
-            better = dict(zip(("A better", "B better"), names, strict=True)).get(verdict, "–")
+            none = f"n < {row['pairs_needed']}" if verdict == TOO_FEW else "–"
+            better = dict(zip(("A better", "B better"), names, strict=True)).get(verdict, none)
             arranged.append([*first, *means, median, p_holm, Cell(better, found)])
             continue
         counts = Cell(f"{row['b_better']} / {row['a_better']} / {row['equal']}")
         differences = [Cell(_difference(row, "mean", metric)), median]
-        last = [counts, Cell(_p_text(row["p"])), p_holm, Cell(named_runs(verdict, names), found)]
+        last = [counts, Cell(_p_text(row["p"])), p_holm, Cell(_verdict_text(row, names), found)]
         arranged.append([*first, Cell(str(row["left_out"])), *means, *differences, *last])
     return Layout(headers, arranged, "")
 
@@ -158,7 +161,10 @@ def method_text(paired: PairedScores, names: Sequence[str]) -> str:
         f"Differences are {names[1]} less {names[0]}, case by case; in brackets 95 % bootstrap intervals, from "
         f"{MIN_CASES} pairs on.",
         "p: Wilcoxon's signed-rank test, two-sided, zeros ranked and dropped (Pratt), exact up to "
-        f"{MAX_EXACT} pairs, made from {MIN_CASES} pairs on; p (Holm): corrected for all tests of a metric.",
+        f"{MAX_EXACT} pairs, made from {MIN_CASES} pairs on; p (Holm): corrected for all tests of a metric but "
+        "that of all organs, which is the first question and stands alone. Where a difference in every pair "
+        "would not be enough after it, "
+        "there are too few pairs.",
         "A missed or hallucinated organ has Dice and NSD 0; a distance needs the organ found in both runs, and pairs "
         "without a number are counted as left out.",
         'In the row "all" a case counts once, with the mean over its organs.',
@@ -186,6 +192,12 @@ def _content(paired: PairedScores, names: Sequence[str], paths: Sequence[Path]) 
         "outcomes": records(paired.outcomes),
         "notes": paired.notes,
     }
+
+
+def _verdict_text(row: dict[str, Any], names: Sequence[str]) -> str:
+    if row["verdict"] == TOO_FEW:
+        return f"{TOO_FEW} ({row['pairs_needed']} needed)"
+    return named_runs(row["verdict"], names)
 
 
 def _difference(row: dict[str, float], kind: str, metric: str) -> str:

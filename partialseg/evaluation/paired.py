@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from partialseg.evaluation.statistics import (
     MIN_CASES,
     holm,
     median_interval,
+    pairs_needed,
     percentile_interval,
     resampled_means,
     signed_rank,
@@ -25,6 +27,8 @@ from partialseg.evaluation.summary import ALL, check_rows, check_settings, table
 
 #: Metrics that are tested, and whether more is better.
 COMPARED_METRICS = {"dice": True, "hd95_mm": False, "nsd": True}
+#: The verdict where the correction leaves no chance to find anything.
+TOO_FEW = "too few pairs"
 _KEY = ["dataset", "case", "organ"]
 
 
@@ -88,7 +92,8 @@ def paired_tests(pairs: pd.DataFrame) -> pd.DataFrame:
         `mean_a`, `mean_b`, `mean_difference` with its 95 % bootstrap interval (`mean_low`, `mean_high`),
         `median_difference` (`median_low`, `median_high`; intervals from 6 pairs on), `b_better`, `a_better`, `equal`
         (numbers of pairs), `p` (Wilcoxon's signed-rank test, two-sided; NaN below 6 pairs), `method` (of p),
-        `p_holm` (Holm's correction for all tests of the metric), and `verdict`: "B better", "A better",
+        `p_holm` (Holm's correction for all tests of the metric but that of all organs, which stands alone),
+        `pairs_needed` (with fewer no test can be below 0.05 after it), and `verdict`: "B better", "A better",
         "no difference shown" or "too few pairs".
     """
     rows = []
@@ -97,12 +102,25 @@ def paired_tests(pairs: pd.DataFrame) -> pd.DataFrame:
             {"metric": metric, "organ": organ, "dataset": dataset, **_test(pairs, organ, dataset, metric)}
             for organ, dataset in _groups(pairs)
         ]
-        corrected = holm([row["p"] for row in found])
-        for row, p_holm in zip(found, corrected, strict=True):
-            row["p_holm"] = float(p_holm)
-            row["verdict"] = _verdict(row, row.pop("ranks"), more_is_better)
+        # Whether a run is better over all organs is the first question, and so not one of many.
+        for family in (
+            [row for row in found if row["organ"] == ALL],
+            [row for row in found if row["organ"] != ALL],
+        ):
+            _correct(family, more_is_better)
         rows += found
     return pd.DataFrame(rows)
+
+
+def _correct(family: list[dict[str, Any]], more_is_better: bool) -> None:
+    """Correct the tests of a family for their number, and say what they show."""
+    corrected = holm([row["p"] for row in family])
+    tested = [row["n"] for row in family if np.isfinite(row["p"])]
+    for row, p_holm in zip(family, corrected, strict=True):
+        row |= {"p_holm": float(p_holm), "pairs_needed": pairs_needed(len(tested))}
+        # At best all tests with more pairs come before this one.
+        reachable = row["n"] >= pairs_needed(sum(n <= row["n"] for n in tested))
+        row["verdict"] = _verdict(row, row.pop("ranks"), more_is_better) if reachable else TOO_FEW
 
 
 def count_outcomes(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -227,7 +245,7 @@ def _mean_interval(differences: np.ndarray) -> tuple[float, float]:
 
 def _verdict(row: dict[str, float], ranks: float, more_is_better: bool) -> str:
     if not np.isfinite(row["p"]):
-        return "too few pairs"
+        return TOO_FEW
     if row["p_holm"] >= 1 - CONFIDENCE:
         return "no difference shown"
     return "B better" if (ranks > 0) == more_is_better else "A better"

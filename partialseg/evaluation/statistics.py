@@ -193,6 +193,18 @@ def _exact_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * tail))
 
 
+def pairs_needed(num_tests: int) -> int:
+    """The fewest pairs with which a signed-rank test can find anything after Holm's correction for so many tests.
+
+    A difference of the same sign in all n pairs has p = 2 / 2^n.
+
+    Example:
+        >>> pairs_needed(1), pairs_needed(18)
+        (6, 10)
+    """
+    return max(MIN_CASES, math.floor(math.log2(max(num_tests, 1) / (1 - CONFIDENCE))) + 2)
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Correct p values for their number, so that one false finding among all has the chance that each claims.
 

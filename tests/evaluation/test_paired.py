@@ -77,7 +77,19 @@ def test_holm_counts_the_tests_of_each_metric(make_scores):
             ("spleen", "msd"),
             ("all", "all"),
         ]
-        assert rows["p_holm"].tolist() == pytest.approx(holm(rows["p"]).tolist())
+        assert rows["p_holm"].tolist() == pytest.approx([*holm(rows["p"][:2]), rows["p"].iloc[2]])
+        assert rows["pairs_needed"].tolist() == [7, 7, 6]
+
+
+def test_where_the_correction_leaves_no_chance_there_are_too_few_pairs(make_scores):
+    organs = ["liver", "spleen", "pancreas"]
+    first = pd.concat([run_of(make_scores, FIRST[:6], organ=organ) for organ in organs])
+    second = pd.concat([run_of(make_scores, (FIRST + GAINS)[:6], organ=organ) for organ in organs])
+    tests = pair_scores(first, second).tests
+    dice = tests[tests["metric"] == "dice"]
+    assert dice["p"].tolist() == [2 / 2**6] * 4
+    assert dice["verdict"].tolist() == ["too few pairs"] * 3 + ["B better"]
+    assert dice["pairs_needed"].tolist() == [7, 7, 7, 6]
 
 
 def test_an_organ_of_several_datasets_is_tested_over_all_of_them_too(make_scores):
