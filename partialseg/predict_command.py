@@ -109,6 +109,7 @@ def predict(
     from partialseg.inference.postprocessing_choice import read_choice
     from partialseg.inference.predict import predict as run_predict
     from partialseg.inference.prediction_files import Outputs
+    from partialseg.inference.scans import stem
     from partialseg.training.runs import read_run
 
     named = None if card is None else read_card(card)
@@ -137,11 +138,16 @@ def predict(
         typer.echo(str(path))
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
-    for name, warnings in result.warnings.items():
-        for line in warning_lines(warnings):
+    for path in result.written:
+        name = stem(path)
+        for line in warning_lines(result.warnings[name]):
             typer.echo(f"note: {name}: {line}", err=True)
     if result.kept:
-        typer.echo(f"{len(result.written)} predicted, {len(result.kept)} were there already: {out}")
+        warned = sum(map(bool, result.warnings.values()))
+        typer.echo(
+            f"{len(result.written)} predicted, {len(result.kept)} there already, {warned} of them with warnings: "
+            f"{out / 'summary.csv'}"
+        )
     finish(result.problems)
 
 

@@ -368,7 +368,7 @@ def test_predict_goes_on_after_a_broken_scan(run, raw, tmp_path):
     out = tmp_path / "out"
     ended = call("predict", run, broken, scan, "--out", out, "--overlap", 0)
     assert_problem(ended, broken)
-    assert sorted(path.name for path in out.iterdir()) == ["img0003.json", "img0003.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["img0003.json", "img0003.nii.gz", "summary.csv"]
 
 
 def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_written(run, raw, tmp_path):
@@ -381,7 +381,10 @@ def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_writt
     assert all(line.startswith("note: img0003: ") for line in notes)
     assert json.loads((tmp_path / "img0003.json").read_text())["organs"] == ["liver", "spleen"]
     assert set(np.unique(nibabel.load(tmp_path / "img0003.nii.gz").dataobj)) <= {0, 1, 2}
-    assert call(*arguments).out == f"0 predicted, 1 were there already: {tmp_path}\n"
+    assert (
+        call(*arguments).out
+        == f"0 predicted, 1 there already, 1 of them with warnings: {tmp_path}/summary.csv\n"
+    )
     assert call(*arguments, "--again").out == first.out
     wrong = call(*arguments[:-1], "liver,lung")
     assert wrong.status == 2

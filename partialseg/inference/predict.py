@@ -26,11 +26,12 @@ from partialseg.inference.prediction_files import (
     Origin,
     Outputs,
     check_names_are_free,
-    is_there,
+    find_prediction,
     write_prediction,
 )
 from partialseg.inference.probability_maps import file_names, probability_maps
 from partialseg.inference.scans import Scan, list_scans, stem
+from partialseg.inference.summary import write_summary
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
@@ -47,9 +48,10 @@ class PredictResult:
     Attributes:
         written: The label maps, in the order of the inputs.
         kept: Those that were there already.
-        problems: What was wrong, one for each scan that could not be predicted.
+        problems: What was wrong, one for each scan that could not be predicted, or whose DICOM segmentation could not
+            be written.
         notes: What was passed over.
-        warnings: For the label maps that were written, what somebody who uses them must know; by name.
+        warnings: For the label maps that were written or kept, what somebody who uses them must know; by name.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -75,6 +77,8 @@ def predict(
     again: bool = False,
 ) -> PredictResult:
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
+
+    `OUT/summary.csv` has a row for each prediction in the folder.
 
     What is wrong with one scan does not keep the others from being predicted. A prediction that is there already,
     made of the same scan by the same network with the same settings, is kept; any other is replaced. A file that
@@ -132,7 +136,8 @@ def predict(
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
                 check_names_are_free(label_map, sources)
-                if not again and is_there(label_map, scan.sources, origin):
+                sidecar = None if again else find_prediction(label_map, scan.sources, origin)
+                if sidecar is not None:
                     result.kept.append(label_map)
                 else:
                     # Loaded when they are needed: where all is there already, a second call takes no time.
@@ -148,11 +153,18 @@ def predict(
                         origin,
                     )
                     result.written.append(label_map)
-                    found = [PredictionWarning(**warning) for warning in sidecar["warnings"]]
-                    result.warnings[scan.name] = found
+                result.warnings[scan.name] = [PredictionWarning(**one) for one in sidecar["warnings"]]
+                result.problems.extend(DataError(**problem) for problem in sidecar["problems"])
             except DataError as error:
                 result.problems.append(error)
             bar.advance(overall)
+    if result.written or result.kept:
+        statuses = {stem(path): "predicted" for path in result.written}
+        statuses |= {stem(path): "kept" for path in result.kept}
+        try:
+            write_summary(Path(out), statuses, result.problems)
+        except DataError as error:
+            result.problems.append(error)
     return result
 
 
@@ -208,8 +220,12 @@ def _predict_scan(
     origin: Origin,
 ) -> dict[str, Any]:
     """Predict one scan and write it; what its sidecar says."""
-    # What cannot be referred to is told before anything is computed.
-    source = read_source_series(scan.path, scan.series) if outputs.dicom_seg else None
+    source, problems = None, []
+    if outputs.dicom_seg:
+        try:
+            source = read_source_series(scan.path, scan.series)
+        except DataError as error:  # the label map is no worse for it
+            problems.append({"path": error.path, "problem": error.problem, "remedy": error.remedy})
     made_of = origin.marks(scan.sources)
     volume = read_image(scan.path, scan.series)
     classes = runs[0].classes
@@ -224,6 +240,7 @@ def _predict_scan(
         "skip_outside_body": settings.skip_outside_body,
         "settings": origin.settings,
         "made_of": made_of,
+        "problems": problems,
     }
     with contextlib.ExitStack() as stack:
         maps = None

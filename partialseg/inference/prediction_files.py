@@ -128,29 +128,29 @@ def _is_sidecar(path: Path) -> bool:
         return True  # it was damaged
 
 
-def is_there(label_map: Path, sources: Sequence[Path], origin: Origin) -> bool:
-    """Whether a prediction of the same scan, network and settings is there, with all its files whole.
+def find_prediction(label_map: Path, sources: Sequence[Path], origin: Origin) -> dict[str, Any] | None:
+    """The sidecar of a prediction of the same scan, network and settings that is there, with all its files whole.
 
     A scan whose files have the same sizes and times is not read; one whose files were only moved or touched is.
     """
     sidecar = sidecar_path(label_map)
     if not label_map.is_file() or not sidecar.is_file():
-        return False
+        return None
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         files, made_of, settings = content["files"], content["made_of"], content["settings"]
         for name, size in files.items():
             if (label_map.parent / name).stat().st_size != size:
-                return False
+                return None
             if content["hashes"][name] != content_hash([label_map.parent / name]):
-                return False
+                return None
         same = made_of["network"] == origin.network and settings == json.loads(json.dumps(origin.settings))
-        if not same or label_map.name not in files:
-            return False
+        if not same or label_map.name not in files or not {"warnings", "problems"} <= content.keys():
+            return None
         is_same_scan = made_of["stamp"] == stamp(sources)
-        return is_same_scan or made_of["scan"] == content_hash(sources)
+        return content if is_same_scan or made_of["scan"] == content_hash(sources) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # damaged, or of an earlier version: it is made again
+        return None  # damaged, or of an earlier version: it is made again
 
 
 def write_prediction(

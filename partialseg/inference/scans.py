@@ -18,6 +18,8 @@ from partialseg.errors import DataError, first_of
 _FOUND = ("volumes_ml", "made_of")
 #: How the name of the folder of a case's probabilities ends.
 PROBABILITIES = "_probabilities"
+#: The table of the predictions in a folder.
+SUMMARY = "summary.csv"
 #: So many folders below the given one are looked into for scans that are not read.
 _DEPTH = 3
 #: File names that do not tell cases apart; the folder's name does.
@@ -164,7 +166,7 @@ def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:
 def _holds_predictions(folder: Path) -> bool:
     """Whether the DICOM files of a folder are segmentations that were written beside label maps."""
     names = [path.name for path in _visible(folder) if path.is_file()]
-    is_written = all(name.endswith((".seg.dcm", ".json", ".nii.gz")) for name in names)
+    is_written = all(name.endswith((".seg.dcm", ".json", ".nii.gz", SUMMARY)) for name in names)
     return is_written and any(name.endswith(".seg.dcm") for name in names)
 
 

@@ -126,7 +126,11 @@ def test_one_bad_scan_does_not_stop_the_others(run, tmp_path):
     assert result.written == [tmp_path / "out" / "good.nii.gz"]
     # Inputs are listed before any scan is read, so what is not there, or empty, comes first.
     assert [problem.path for problem in result.problems] == [str(inputs[1]), str(inputs[2]), str(broken)]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good.json",
+        "good.nii.gz",
+        "summary.csv",
+    ]
 
 
 def test_folder_gives_its_visible_nifti_files_and_predictions_are_replaced(run, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pydicom
 import pydicom.data
 import pytest
@@ -225,6 +226,23 @@ def test_warnings_are_in_the_sidecar_and_in_the_result(run, scans, tmp_path, net
     assert {(warning.organ, warning.kind) for warning in result.warnings["a"]} == kinds
 
 
+def test_the_summary_has_all_predictions_of_a_folder(run, scans, tmp_path, network):
+    out = tmp_path / "out"
+    predict(run, [scans / "a.nii.gz", scans / "b.nii.gz"], out, progress=False)
+    (scans / "a.nii.gz").unlink()
+    (scans / "d.nii.gz").write_bytes(b"broken")
+    go(run, scans, out)
+    table = pd.read_csv(out / "summary.csv").set_index("case")
+    assert dict(table.status) == {
+        "a": "there", "b": "kept", "c": "predicted", str(scans / "d.nii.gz"): "problem",
+    }  # fmt: skip
+    assert table.loc["b", "liver [mL]"] == sidecar(out, "b")["volumes_ml"]["liver"]
+    assert "not found: pancreas" in table.loc["b", "warnings"]
+    (out / "summary.csv").write_text("theirs")
+    assert "is no table of predictions" in str(go(run, scans, out).problems[-1])
+    assert (out / "summary.csv").read_text() == "theirs"
+
+
 def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_scans(
     run, scans, tmp_path, network
 ):
@@ -239,7 +257,9 @@ def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_sca
         dataset.PixelData = pixels.tobytes()
         dataset.save_as(folder / f"{index}.dcm")
     result = predict(run, [folder, scans / "a.nii.gz"], out, progress=False, outputs=Outputs(dicom_seg=True))
-    assert [path.name for path in result.written] == ["series.nii.gz"]
+    assert [path.name for path in result.written] == ["series.nii.gz", "a.nii.gz"]
+    again = predict(run, [scans / "a.nii.gz"], out, progress=False, outputs=Outputs(dicom_seg=True))
+    assert (len(again.kept), str(again.problems[0])) == (1, str(result.problems[0]))
     assert "a.nii.gz: is no folder of DICOM slices" in str(result.problems[0])
     segments = pydicom.dcmread(out / "series.seg.dcm")
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == ["liver"]
