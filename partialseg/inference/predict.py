@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydicom
+
 from partialseg.data.cards import Card
+from partialseg.data.dicom_series import choose_series
 from partialseg.data.raw_files import content_hash
 from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
@@ -230,10 +234,12 @@ def _predict_scan(
     volume = read_image(scan.path, scan.series)
     classes = runs[0].classes
     facts = {
-        "run": str(runs[0].folder),
-        "ensemble": [str(run.folder) for run in runs[1:]],
-        "source": str(scan.path),
+        "run": str(runs[0].folder.absolute()),
+        "ensemble": [str(run.folder.absolute()) for run in runs[1:]],
+        "source": str(scan.path.absolute()),
         "series": scan.series,
+        **_identifiers(scan),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "spacing_mm": runs[0].spacing_mm,
         "overlap": settings.overlap,
         "mirror_axes": settings.mirror_axes,
@@ -268,6 +274,16 @@ def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> 
             **outputs.as_json(),
         },
     )
+
+
+def _identifiers(scan: Scan) -> dict[str, str | None]:
+    """Of a DICOM series, which its files have wherever they lie; None for other scans."""
+    tags = {"series_uid": "SeriesInstanceUID", "study_uid": "StudyInstanceUID"}
+    if not scan.path.is_dir():
+        return dict.fromkeys(tags)
+    first = scan.files[0] if scan.files else choose_series(scan.path, scan.series).slices[0].path
+    header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=list(tags.values()))
+    return {key: str(header.get(tag, "")) or None for key, tag in tags.items()}
 
 
 def _check_folder(out: Path) -> None:

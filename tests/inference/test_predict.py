@@ -1,5 +1,6 @@
 """From files to label maps, with a network that is a threshold, so that the right answer is known."""
 
+import datetime
 import json
 import shutil
 
@@ -98,6 +99,7 @@ def test_sidecar_says_what_was_done(run, tmp_path):
     assert sidecar["run"] == str(run.folder)
     assert sidecar["spacing_mm"] == list(SPACING_MM)
     assert sidecar["overlap"] == 0.25
+    assert datetime.datetime.fromisoformat(sidecar["time"]).tzinfo is not None
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,9 @@ def test_series_of_one_folder_are_predicted_each_and_named_by_number(run, tmp_pa
     assert [path.name for path in result.written] == [f"{name}.nii.gz" for name in names]
     for name, organ in zip(names, (1, 2, 1), strict=True):
         assert (np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) == organ).all()
-    assert json.loads((out / "patient_series4.json").read_text())["series"] == "1.4"
+    content = json.loads((out / "patient_series4.json").read_text())
+    assert (content["series"], content["series_uid"]) == ("1.4", "1.4")
+    assert content["study_uid"] == dataset.StudyInstanceUID
 
 
 def test_every_series_below_a_folder_of_patients_is_a_scan_and_one_without_is_told(tmp_path):
