@@ -89,7 +89,11 @@ def evaluate(
         Console().print(render_table(organ_table(result.scores)))
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
+    if not len(result.scores):
+        typer.echo(f"no case was scored, so nothing was written to {out}", err=True)
     finish(result.problems)
+    if not len(result.scores):
+        raise typer.Exit(1)
 
 
 def _tolerances(given: Sequence[str], card: Card) -> dict[str, float]:

@@ -434,6 +434,8 @@ def test_evaluate_asks_for_a_prediction_of_every_case_of_the_split(predictions, 
     assert ended.status == 1
     assert ended.err.splitlines()[-1] == "2 problems"
     assert "case_00000" in ended.err
+    assert "no case was scored" in ended.err
+    assert not any(tmp_path.iterdir())
     assert "case_00002" in ended.err
 
 

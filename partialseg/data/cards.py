@@ -426,6 +426,15 @@ def find_cases(card: Card, raw: str | Path) -> list[RawCase]:
     return sorted(cases, key=lambda case: case.name)
 
 
+def count_label_maps(card: Card, raw: str | Path) -> int:
+    """How many label maps of a dataset there are, with scans or without, in the first folder that has any."""
+    counts = (
+        len(dict(_matches(Path(raw) / folder, card.files.label)))
+        for folder in [*card.folders, card.name, "."]
+    )
+    return next(filter(None, counts), 0)
+
+
 def names_found(card: Card, raw: str | Path) -> list[str]:
     """Names of all cases of a dataset that are there, with those that the card leaves out."""
     return [case.name for case in find_cases(card.model_copy(update={"exclude": {}, "unlabelled": []}), raw)]

@@ -137,7 +137,7 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
     if not len(table):
         return "There are no scores."
     parts = ["Mean over cases" if brief else "Mean ± standard deviation over cases"]
-    parts[0] += "; the last row is the mean of the rows above."
+    parts[0] += "; the last row is the mean of the rows above, and its n their sum: organs of cases."
     if not compared and np.isfinite(table.filter(regex="_low$").to_numpy(dtype=float)).any():
         parts.append(
             f"In brackets the 95 % bootstrap interval (CI) of the mean, from {MIN_CASES} cases on with a value."
@@ -145,9 +145,11 @@ def _note(table: pd.DataFrame, compared: bool, brief: bool) -> str:
     parts.append(f"HD95: {HD95_DEFINITIONS[table['hd95_definition'].iloc[0]]}.")
     if not compared and _in_voxels(table):
         parts.append("Voxels are those of the scan's own grid.")
-    parts.append(
-        "A missed or hallucinated organ has Dice 0 and no distance; (n of m): n of m cases have one."
-    )
+    hallucinated = np.nansum(table.filter(regex="hallucinated$").to_numpy(dtype=float)) > 0
+    what = (
+        "missed or hallucinated" if hallucinated or not brief else "missed"
+    )  # in brief, as there are columns
+    parts.append(f"A {what} organ has Dice 0 and no distance; (n of m): n of m cases have one.")
     if compared:
         parts.append("Bold: the best of a row.")
     elif not brief:

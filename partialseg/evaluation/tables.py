@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from partialseg.data.cards import Card, RawCase, find_cases
+from partialseg.data.cards import Card, RawCase, count_label_maps, find_cases
 from partialseg.data.checks import PLACE_TOLERANCE
 from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.raw_files import extent
@@ -103,7 +103,7 @@ def evaluate(
         truth: Raw folder of the dataset, or a folder of several datasets.
         card: The dataset's card.
         out: Gets `scores.csv` and `scores.json` (a row per case and organ), `table.csv`, `table.json` and
-            `table.md` (organ × dataset, and the worst cases).
+            `table.md` (organ × dataset, and the worst cases); nothing where no case could be scored.
         split: "train" or "test": score the cases of that split alone, and require a prediction of each.
         hd95: Definition of HD95, see `partialseg.evaluation.score`.
         nsd_tolerance_mm: Tolerance of NSD, one for all organs or one for each that the dataset annotates.
@@ -131,7 +131,9 @@ def evaluate(
     card = with_missing_masks(card, cases.values())
     if not cases:
         remedy = f"give the folder that holds {card.files.image}"
-        raise DataError(truth, f"holds no case of {card.name}", remedy)
+        alone = count_label_maps(card, truth)
+        why = f": {alone} label map{'s' * (alone > 1)}, but no scan of them" if alone else ""
+        raise DataError(truth, f"holds no case of {card.name}{why}", remedy)
     files = label_maps(predictions)
     if not files:
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
@@ -146,7 +148,8 @@ def evaluate(
             rows += outcome[0]
             notes += outcome[1]
     scores = pd.DataFrame(rows, columns=list(names))
-    _write(out, scores, problems, notes)
+    if len(scores):
+        _write(out, scores, problems, notes)
     return EvaluateResult(scores, problems, notes)
 
 

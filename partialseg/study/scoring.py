@@ -44,10 +44,11 @@ def score_network(run: Run, card: Card, raw: Path, predictions: Path, scores: Pa
         return problems
     if done or not _is_of(scores, network | _UNIT) or _read(scores)["problems"]:
         (scores / _OF_NETWORK).unlink(missing_ok=True)
-        found = evaluate(predictions, raw, card, scores, split="test", **_UNIT).problems
-        written = {**network, **_UNIT, "problems": [str(problem) for problem in found]}
-        write_json(scores / _OF_NETWORK, written)
-        problems += found
+        found = evaluate(predictions, raw, card, scores, split="test", **_UNIT)
+        if len(found.scores):
+            written = {**network, **_UNIT, "problems": [str(problem) for problem in found.problems]}
+            write_json(scores / _OF_NETWORK, written)
+        problems += found.problems
     return problems
 
 

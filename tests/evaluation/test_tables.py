@@ -240,6 +240,7 @@ def test_a_damaged_file_beside_a_prediction_is_one_line(liver_truth, content, sa
 def test_without_a_json_or_classes_nothing_is_scored(liver_truth):
     result = run(liver_truth, {"classes": None}, liver_0=box(2, 2, 2))
     assert not len(result.scores)
+    assert not (liver_truth / "scores").exists()
     assert "no liver_0.json beside it, so it is not known what its values mean" in str(result.problems[0])
     for classes in (["liver"], ["background"], ["background", "liver", "liver"], "kidneys"):
         with pytest.raises(ValueError, match="expected background first"):
@@ -332,6 +333,10 @@ def test_no_predictions_or_no_cases_stop_at_once(liver_truth):
         run(liver_truth)
     with pytest.raises(ValueError, match="holds no case of msd_spleen"):
         evaluate(liver_truth, liver_truth / "raw", read_card("msd_spleen"), liver_truth / "scores")
+    for scan in (liver_truth / "raw/Task03_Liver/imagesTr").iterdir():
+        scan.unlink()
+    with pytest.raises(ValueError, match="holds no case of msd_liver: 3 label maps, but no scan of them"):
+        run(liver_truth)
     with pytest.raises(ValueError, match="no such file of scores"):
         read_scores(liver_truth / "nothing.csv")
 
