@@ -20,6 +20,16 @@ from partialseg.inference.postprocessing import on_wrong_side
 SCAN, INTENSITY, NOT_FOUND, BORDER = "scan", "intensity", "not_found", "touches_border"
 SWAPPED, ORDER, PIECES, SIDES = "left_right_swapped", "order", "in_pieces", "sides_unknown"
 DICOM_SEG = "dicom_seg"
+#: What several organs share.
+_IN_WORDS = {
+    NOT_FOUND: "not found",
+    BORDER: "reach the border of the scan, so that their volumes are incomplete",
+    SWAPPED: "left and right may be swapped",
+    ORDER: "in the wrong order, so that axes may be swapped",
+    PIECES: "a piece lies far from the rest",
+    SIDES: "not checked for pieces on the wrong side, since the scan does not show both sides of the body",
+    DICOM_SEG: "their DICOM segments have codes of partialseg's own",
+}
 #: Unpaired organs, and the half of the body in which they lie.
 _HALF = {"liver": "right", "spleen": "left"}
 _ENDS = (("lower end", "upper end"), ("back", "front"), ("left edge", "right edge"))
@@ -42,6 +52,9 @@ class PredictionWarning(NamedTuple):
 def scan_warnings(scan: Volume) -> list[PredictionWarning]:
     """What is odd about a scan: its file, its grid, and intensities that are not HU or were clipped."""
     warnings = [PredictionWarning(None, SCAN, note) for note in scan.notes + place_notes(scan)]
+    if np.array_equal(scan.source.affine, np.eye(4)):
+        text = "voxels of 1 mm from the origin on: converters write this where they know neither"
+        warnings.append(PredictionWarning(None, SCAN, f"{text}; volumes and sides may be wrong"))
     measured = measure_intensity(scan.array)
     found = intensity_problem(measured)
     if found is not None:
@@ -95,16 +108,23 @@ def organ_warnings(
 
 
 def warning_lines(warnings: Iterable[PredictionWarning]) -> list[str]:
-    """Warnings as lines for people; organs that were not found share one.
+    """Warnings as lines for people, one for each kind: of several organs the names alone.
 
     Example:
         >>> warning_lines([PredictionWarning("liver", NOT_FOUND, ""), PredictionWarning("spleen", NOT_FOUND, "")])
         ['not found: liver, spleen']
     """
-    warnings = list(warnings)
-    missing = [warning.organ for warning in warnings if warning.kind == NOT_FOUND]
-    lines = [f"not found: {first_of(missing, 10)}"] if missing else []
-    return lines + [warning.text for warning in warnings if warning.kind != NOT_FOUND]
+    kinds: dict[str, list[PredictionWarning]] = {}
+    for warning in warnings:
+        kinds.setdefault(warning.kind, []).append(warning)
+    lines = []
+    for kind, alike in kinds.items():
+        organs = [warning.organ for warning in alike if warning.organ is not None]
+        if kind in _IN_WORDS and len(organs) == len(alike) and (len(alike) > 1 or kind == NOT_FOUND):
+            lines.append(f"{_IN_WORDS[kind]}: {first_of(organs, 10)}")
+        else:
+            lines += [warning.text for warning in alike]
+    return lines
 
 
 def _ends_reached(box: Box, shape: Sequence[int]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from partialseg.data.volumes import Source, Volume
-from partialseg.inference.plausibility import organ_warnings, scan_warnings
+from partialseg.inference.plausibility import PredictionWarning, organ_warnings, scan_warnings, warning_lines
 
 ORGANS = {"liver": 1, "spleen": 2, "left_kidney": 3, "right_kidney": 4}
 MM = (2.0, 2.0, 2.0)
@@ -43,6 +43,31 @@ def test_what_is_missing_or_exchanged_is_told(change, expected):
     table = np.arange(5, dtype=np.uint8)
     table[list(change)] = list(change.values())
     assert kinds(table[labels]) == expected
+
+
+def test_many_organs_share_a_line_and_one_is_told_in_full():
+    labels = body()
+    labels[:20, 12, 24] = 3
+    labels[25:, 25, 60] = 1
+    labels[labels == 2] = 0
+    lines = warning_lines(organ_warnings(labels, MM, ORGANS, 40.0))
+    assert lines[0] == "not found: spleen"
+    assert lines[1].startswith("reach the border of the scan")
+    assert lines[1].endswith(": liver, left_kidney")
+    assert len([line for line in lines if "border" in line]) == 1
+    (alone,) = warning_lines([PredictionWarning("liver", "touches_border", "in full")])
+    assert alone == "in full"
+
+
+def test_a_scan_without_a_voxel_size_or_a_place_is_told():
+    hu = np.random.default_rng(0).normal(40, 20, (40, 40, 40)).astype(np.float32)
+    hu[:, :10] = -1000
+    for origin, expected in ((0, 1), (5, 0)):
+        affine = np.eye(4)
+        affine[0, 3] = origin
+        source = Source(Path("scan.nii.gz"), hu.shape, affine, np.array([[0, 1], [1, 1], [2, 1]]))
+        said = [warning.text for warning in scan_warnings(Volume(hu, affine, source))]
+        assert len([text for text in said if "voxels of 1 mm from the origin on" in text]) == expected
 
 
 def test_each_end_of_the_scan_is_told():
