@@ -21,7 +21,10 @@ FEW_CASES = 5
 def predict(
     run: Run,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="NIfTI files, folders of them, or DICOM series.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT", help="NIfTI, NRRD or MetaImage files, folders of them, or DICOM series."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the label maps.")],
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows.")] = 0.5,
@@ -97,8 +100,8 @@ def predict(
 
     In: a run and scans. Out: DIR/<case>.nii.gz, a label map in the scan's own grid and affine, and
     DIR/<case>.json with the classes, the volume of each organ in mL, what was done, and warnings (an organ reaches
-    the border of the scan, was not found, lies on the wrong side), which are printed too. What is wrong with one
-    scan does not keep the others from being predicted.
+    the border of the scan, was not found, lies on the wrong side), which are printed too; and DIR/summary.csv with a
+    row for each prediction in DIR. What is wrong with one scan does not keep the others from being predicted.
 
     A prediction that is there already, made of the same scan by the same network with the same settings, is kept.
     """
