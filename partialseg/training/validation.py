@@ -49,7 +49,7 @@ class Overlap:
 
     Example:
         >>> overlap = Overlap(3)  # background, liver, spleen; the spleen is not annotated
-        >>> overlap.add(np.array([[1, 0, 1], [0, 1, 0], [0, 1, 0]]), np.array([2, 1, 0]))
+        >>> overlap.add(np.array([0, 1, 1]), np.array([[1, 0, 1], [0, 1, 0]]), np.array([2, 1, 0]))
         >>> round(overlap.dice(1), 3), np.isnan(overlap.dice(2))
         (0.667, True)
     """
@@ -58,18 +58,7 @@ class Overlap:
         self.num_classes = num_classes
         self._counts: dict[bytes, np.ndarray] = {}
 
-    def add(self, sets: np.ndarray, predicted: np.ndarray) -> None:
-        """Count voxels.
-
-        Args:
-            sets: uint8 of 0 and 1, `(..., classes)`: the candidates of voxels.
-            predicted: Whole numbers `(...)`: their predicted classes.
-        """
-        packed = np.packbits(np.reshape(sets, (-1, self.num_classes)).astype(bool), axis=1)
-        kinds, kind = np.unique(packed, axis=0, return_inverse=True)
-        self._add(np.unpackbits(kinds, axis=1, count=self.num_classes), kind, predicted)
-
-    def add_labels(self, label: np.ndarray, table: np.ndarray, predicted: np.ndarray) -> None:
+    def add(self, label: np.ndarray, table: np.ndarray, predicted: np.ndarray) -> None:
         """Count the voxels of a label map.
 
         Args:
@@ -77,12 +66,9 @@ class Overlap:
             table: uint8 `(values, classes)`: the sets that they stand for.
             predicted: Whole numbers `(...)`: predicted classes.
         """
-        self._add(table, label, predicted)
-
-    def _add(self, kinds: np.ndarray, kind: np.ndarray, predicted: np.ndarray) -> None:
-        joint = np.ravel(kind).astype(np.int64) * self.num_classes + np.ravel(predicted)
-        counts = np.bincount(joint, minlength=len(kinds) * self.num_classes).reshape(-1, self.num_classes)
-        for row, found in zip(kinds, counts, strict=True):
+        joint = np.ravel(label).astype(np.int64) * self.num_classes + np.ravel(predicted)
+        counts = np.bincount(joint, minlength=len(table) * self.num_classes).reshape(-1, self.num_classes)
+        for row, found in zip(table, counts, strict=True):
             key = row.astype(np.uint8).tobytes()
             self._counts[key] = self._counts.get(key, 0) + found
 
@@ -150,7 +136,7 @@ class Validation:
             overlap = Overlap(len(self.prepared.classes))
             for case, image, values in patches:
                 predicted = self._predict(model, image.astype(np.float32), f"{case.dataset} {case.name}")
-                overlap.add_labels(values, self.prepared.table(case), predicted)
+                overlap.add(values, self.prepared.table(case), predicted)
             organs = self.prepared.datasets[name].annotated
             scores += self._scores(PATCHES, name, "", organs, overlap)
         return scores
@@ -177,7 +163,7 @@ class Validation:
         )
         overlap = Overlap(len(self.prepared.classes))
         predicted = self._predict(model, image.astype(np.float32), f"{case.dataset} {case.name}")
-        overlap.add_labels(label, self.prepared.table(case), predicted)
+        overlap.add(label, self.prepared.table(case), predicted)
         organs = case.annotated or self.prepared.datasets[case.dataset].annotated
         return self._scores(VOLUMES, case.dataset, case.name, organs, overlap)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from partialseg.data.labels import candidate_table, candidates
+from partialseg.data.labels import candidate_table
 from partialseg.data.pipeline import fixed_patches
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
@@ -29,7 +29,7 @@ def oracle(prepared):
 def test_dice_of_a_full_annotation_is_the_one_of_the_evaluation():
     truth, predicted = RANDOM.integers(0, 4, (2, 8, 8, 8))
     overlap = Overlap(4)
-    overlap.add(candidates(truth, candidate_table(CLASSES, CLASSES[1:])), predicted)
+    overlap.add(truth, candidate_table(CLASSES, CLASSES[1:]), predicted)
     expected = score(predicted, truth, (1, 1, 1), {name: CLASSES.index(name) for name in CLASSES[1:]})
     for organ in CLASSES[1:]:
         assert overlap.dice(CLASSES.index(organ)) == pytest.approx(expected[organ]["dice"])
@@ -40,23 +40,14 @@ def test_ignored_voxels_and_those_of_either_kidney_count_for_no_kidney():
     ignored, either = 4, 5
     label = np.array([2, 2, 0, ignored, either, either])
     overlap = Overlap(4)
-    overlap.add(candidates(label, table), np.array([2, 0, 2, 2, 2, 1]))
+    overlap.add(label, table, np.array([2, 0, 2, 2, 2, 1]))
     assert overlap.dice(2) == pytest.approx(2 * 1 / (2 + 2))  # voxels 0 to 2
     assert overlap.dice(1) == 0  # voxel 5 is a kidney, so it is no liver
 
 
-def test_label_maps_and_candidates_give_the_same_counts():
-    table = candidate_table(CLASSES, ["liver"])
-    label, predicted = RANDOM.integers(0, 2, (4, 5, 6)), RANDOM.integers(0, 4, (4, 5, 6))
-    of_sets, of_labels = Overlap(4), Overlap(4)
-    of_sets.add(candidates(label, table), predicted)
-    of_labels.add_labels(label, table, predicted)
-    assert of_labels.dice(1) == of_sets.dice(1)
-
-
 def test_an_organ_that_is_neither_there_nor_predicted_has_no_dice():
     overlap = Overlap(4)
-    overlap.add(candidates(np.zeros(5, int), candidate_table(CLASSES, CLASSES[1:])), np.zeros(5, int))
+    overlap.add(np.zeros(5, int), candidate_table(CLASSES, CLASSES[1:]), np.zeros(5, int))
     assert np.isnan(overlap.dice(1))
 
 
