@@ -179,7 +179,7 @@ def test_a_finished_run_is_returned_as_it_is(run, config, tiny_prepared):
     assert run.model_path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
+@pytest.mark.parametrize("stop_after", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 5)), 4])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     run, config, tiny_prepared, tmp_path, monkeypatch, stop_after
 ):
@@ -196,6 +196,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     ]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_a_loss_that_has_a_state_goes_on_with_that_state(
     config, tiny_prepared, tmp_path, monkeypatch
 ):
@@ -429,6 +430,7 @@ def with_options(config, **options):
     return type(config).model_validate({**shorter(config).model_dump(), **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_a_run_with_any_option_goes_on_as_if_it_had_not_stopped(
     options, config, tiny_prepared, tmp_path, monkeypatch
@@ -462,6 +464,7 @@ def test_tensorboard_has_every_row_of_the_tables(run):
     assert tags >= by_organ
 
 
+@pytest.mark.slow
 def test_stages_share_the_fall_of_the_rate_also_in_a_run_that_stopped_between_them(
     config, tiny_prepared, tmp_path, monkeypatch
 ):
