@@ -263,6 +263,8 @@ def test_stop_by_ctrl_c_is_quick_and_leaves_no_process(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "partialseg.cli", *arguments, "--spacing", "1", "1", "1"],
         start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would what is started here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )
