@@ -40,11 +40,12 @@ class Turn(NamedTuple):
 
 
 OUR_FORWARD = Turn("partialseg", "forward", "TensorFlow, the forward passes alone")
+OUR_LOGITS = Turn("partialseg", "logits", "partialseg's `SlidingWindow.logits`: no softmax, as the peers")
 OURS = Turn("partialseg", "windows", "partialseg's `predict_volume`")
 THEIR_FORWARD = Turn("torch", "forward", "PyTorch, the forward passes alone")
 NNUNET = Turn("torch", "nnunet", "nnU-Net's predictor")
 MONAI = Turn("torch", "monai", "MONAI's SlidingWindowInferer")
-TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_FORWARD, OURS)
+TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_FORWARD, OUR_LOGITS, OURS)
 NETWORKS = {
     "unet": "nnU-Net's plain 3D U-Net, 5 stages of 32 to 320 channels",
     "pointwise": "one 1 × 1 × 1 convolution: the blending",

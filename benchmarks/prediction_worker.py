@@ -102,11 +102,12 @@ def torch_network(torch: Any, name: str) -> Any:
 
 
 def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[str, Callable[[], None]]:
-    """The network alone, and `predict_volume`."""
+    """The network alone; blended logits, as the peers return; and `predict_volume`, which returns probabilities."""
     import partialseg  # noqa: F401, I001  # sets TensorFlow's environment before its import
     import tensorflow as tf
 
     from partialseg.inference import predict_volume
+    from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -119,10 +120,15 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
         for _ in range(num_windows):
             graph(patch)
 
+    def logits() -> None:
+        blended = np.empty((*image.shape, NUM_CLASSES), np.float32)
+        for index, plane in enumerate(SlidingWindow(model, image, PATCH_SIZE, DEFAULT_SETTINGS).logits()):
+            blended[index] = plane
+
     def windows() -> None:
         predict_volume(model, image, PATCH_SIZE)
 
-    return {"forward": forward, "windows": windows}
+    return {"forward": forward, "logits": logits, "windows": windows}
 
 
 def keras_network(name: str, base_channels: int = CHANNELS[0]) -> Any:
