@@ -121,9 +121,7 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
             graph(patch)
 
     def logits() -> None:
-        blended = np.empty((*image.shape, NUM_CLASSES), np.float32)
-        for index, plane in enumerate(SlidingWindow(model, image, PATCH_SIZE, DEFAULT_SETTINGS).logits()):
-            blended[index] = plane
+        SlidingWindow(model, image, PATCH_SIZE, DEFAULT_SETTINGS).whole_logits()
 
     def windows() -> None:
         predict_volume(model, image, PATCH_SIZE)

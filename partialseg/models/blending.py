@@ -1,13 +1,14 @@
 """Blend windows of logits into planes, and turn planes into probabilities: loops compiled by Numba.
 
-They let go of Python's global lock, so that the cores which the network leaves idle meanwhile share the work.
+They let go of Python's global lock: a window is added while the network computes the next one, on cores that it leaves
+idle.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -22,13 +23,14 @@ NOT_NUMBERS = "the network gave values that are not numbers"
 
 
 class BlendedPlanes:
-    """Weighted sums of the logits of windows: as many planes as a window is deep, for one slab after another.
+    """Weighted sums of the logits of windows, of the whole volume, or of as many planes as a window is deep.
 
-    The planes are a ring: plane `z` of the volume lies at `z % planes`. A row of all classes is one run of memory, so
-    that adding a window costs little more than one pass over its logits.
+    The planes are a ring: plane `z` of the volume lies at `z % depth`. A row of all classes is one run of memory, so
+    that adding a window costs little more than one pass over its logits. A window is still being added when `add` is
+    back; the next one, and whoever asks for a plane, waits until it is in. So sums do not depend on who was faster.
 
     Args:
-        shape: `(depth of a window, height, width)` of the sums.
+        shape: `(depth, height, width)` of the sums: at least as deep as a window.
         num_classes: Background included.
         patch_size: `(depth, height, width)` of a window.
         mirrored_classes: Which class each class is in a mirrored window; None: itself.
@@ -50,14 +52,16 @@ class BlendedPlanes:
     ) -> None:
         self.num_classes = num_classes
         depth, height, width = shape
-        # np.zeros would come in small pages, which take longer than the blending of some windows.
-        self._sums = np.empty((depth, height, width * num_classes), np.float32)
-        self._sums.fill(0)
         classes = np.arange(num_classes) if mirrored_classes is None else np.asarray(mirrored_classes)
         #: For each logit of a window's row its place in the row of a mirrored window.
         self._mirrored_row = (np.arange(patch_size[2])[::-1, np.newaxis] * num_classes + classes).ravel()
         self._threads = min(MAX_THREADS, usable_cores())
         self._pool = ThreadPoolExecutor(self._threads)
+        #: The parts of the last window that are being added.
+        self._tasks: list[Future] = []
+        # np.zeros would come in small pages, which take longer than the blending of some windows.
+        self._sums = np.empty((depth, height, width * num_classes), np.float32)
+        self.clear(range(depth))
 
     def add(
         self,
@@ -69,7 +73,7 @@ class BlendedPlanes:
         """Add a window, times the product of the weights along its axes.
 
         Args:
-            logits: float32 `(depth, height, width, classes)`, as the network gave them.
+            logits: float32 `(depth, height, width, classes)`, as the network gave them; not to be changed afterwards.
             start: First voxel `(z, y, x)` of the window in the volume.
             weights: float32, one array for each axis.
             mirrored: Whether the network saw the window mirrored along `(z, y, x)`; it is mirrored back here.
@@ -79,7 +83,8 @@ class BlendedPlanes:
         where = (start[0], start[1], start[2] * self.num_classes)
         row_weights = np.repeat(width, self.num_classes)
         ends = [len(rows) * part // self._threads for part in range(self._threads + 1)]
-        tasks = [
+        self._wait()
+        self._tasks = [
             self._pool.submit(
                 _add_window,
                 self._sums,
@@ -94,27 +99,49 @@ class BlendedPlanes:
             )
             for part in itertools.pairwise(ends)
         ]
-        for task in tasks:
-            task.result()
 
     def add_background(self, start: tuple[int, int, int], weights: Sequence[np.ndarray]) -> None:
         """Add a window that is background for certain."""
+        self._wait()
         where = (start[0], start[1], start[2] * self.num_classes)
         _add_background(self._sums, where, *weights, self.num_classes)
 
     def plane(self, index: int) -> np.ndarray:
         """The sums of a plane of the volume, float32 `(height, width, classes)`: a view."""
+        self._wait()
         plane = self._sums[index % len(self._sums)]
         return plane.reshape(len(plane), -1, self.num_classes)
 
+    def planes(self) -> np.ndarray:
+        """The sums of all planes, float32 `(depth, height, width, classes)`: a view."""
+        self._wait()
+        return self._sums.reshape(*self._sums.shape[:2], -1, self.num_classes)
+
     def clear(self, planes: range) -> None:
         """Make room for planes that come later."""
-        for index in planes:
-            self._sums[index % len(self._sums)] = 0
+        self._wait()
+        list(self._pool.map(lambda index: self._sums[index % len(self._sums)].fill(0), planes))
 
     def softmax(self, planes: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> None:
         """Write the probabilities of some planes; see `softmax`, also for what is raised."""
+        self._wait()
         list(self._pool.map(softmax, planes, probabilities))
+
+    def check(self, planes: Sequence[np.ndarray]) -> None:
+        """Make sure that planes are of numbers.
+
+        Raises:
+            FloatingPointError: If they are not.
+        """
+        self._wait()
+        if not np.isfinite(list(self._pool.map(np.max, planes))).all():
+            raise FloatingPointError(NOT_NUMBERS)
+
+    def _wait(self) -> None:
+        """Until the last window is added; what it keeps in memory is let go."""
+        for task in self._tasks:
+            task.result()
+        self._tasks = []
 
 
 @compiled

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from partialseg.models.blending import MAX_THREADS, NOT_NUMBERS, BlendedPlanes
+from partialseg.models.blending import MAX_THREADS, BlendedPlanes
 from partialseg.models.forward import forward_pass
 from partialseg.models.windows import window_starts, window_weights
 
@@ -113,13 +113,7 @@ def predict_volume(
         ((3, 9, 5, 2), 1)
     """
     settings = WindowSettings(overlap, batch_size, tuple(mirror_axes))
-    windows = SlidingWindow(model, volume, patch_size, settings, mirrored_classes)
-    probabilities = None
-    for first, planes, sums in windows.slabs(progress):
-        if probabilities is None:
-            probabilities = np.empty((len(volume), *planes[0].shape), np.float32)
-        sums.softmax(planes, probabilities[first:])
-    return probabilities
+    return SlidingWindow(model, volume, patch_size, settings, mirrored_classes).probabilities(progress)
 
 
 class SlidingWindow:
@@ -199,7 +193,7 @@ class SlidingWindow:
         Raises:
             FloatingPointError: If the network gives values that are not numbers.
         """
-        for _, planes, sums in self.slabs(progress):
+        for planes, sums in self._slabs_in_turn(progress):
             # Of many classes a slab is most of the memory: no second one is held beside it.
             for first in range(0, len(planes), MAX_THREADS):
                 some = planes[first : first + MAX_THREADS]
@@ -217,59 +211,91 @@ class SlidingWindow:
         Raises:
             FloatingPointError: If the network gives values that are not numbers.
         """
-        for _, planes, _ in self.slabs(progress):
-            for plane in planes:
-                if not np.isfinite(plane.max()):
-                    raise FloatingPointError(NOT_NUMBERS)
-                yield plane
+        for planes, sums in self._slabs_in_turn(progress):
+            sums.check(planes)
+            yield from planes
 
-    def slabs(
-        self, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[tuple[int, list[np.ndarray], BlendedPlanes]]:
+    def whole_logits(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """Predict, and give the blended logits of the whole volume: in one piece quicker than plane by plane.
+
+        Returns:
+            float32 `(depth, height, width, classes)`.
+
+        Raises:
+            FloatingPointError: If the network gives values that are not numbers.
+        """
+        logits, sums = self._whole(progress)
+        sums.check(logits)
+        return logits
+
+    def probabilities(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """Predict, and give the probabilities of the whole volume; as `whole_logits` otherwise."""
+        logits, sums = self._whole(progress)
+        sums.softmax(logits, logits)
+        return logits
+
+    def _whole(self, progress: Callable[[int, int], None] | None) -> tuple[np.ndarray, BlendedPlanes]:
+        """The logits of the volume, C-contiguous, and the sums that they are of."""
+        for _, sums in self._slab_sums(len(self._volume), progress):
+            pass
+        return np.ascontiguousarray(sums.planes()[self._inside]), sums
+
+    def _slabs_in_turn(
+        self, progress: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[list[np.ndarray], BlendedPlanes]]:
         """Predict, and give the planes that are finished together.
 
         Yields:
-            The first plane's index; the blended logits of each, float32 `(height, width, classes)`, views that are
-            overwritten when the next slab is asked for; and the sums, which turn them into probabilities.
+            The blended logits of each, float32 `(height, width, classes)`, views that are overwritten when the next
+            slab is asked for; and the sums, which turn them into probabilities.
         """
+        depth, height, width = self._inside
+        for finished, sums in self._slab_sums(self.patch_size[0], progress):
+            inside = range(max(finished.start, depth.start), min(finished.stop, depth.stop))
+            if inside:
+                yield [sums.plane(index)[height, width] for index in inside], sums
+            sums.clear(finished)
+
+    def _slab_sums(
+        self, num_planes: int, progress: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[range, BlendedPlanes]]:
+        """Add slab after slab to sums of so many planes; gives those planes that no later window touches."""
         sums, done = None, 0
-        depth_starts, (depth, height, width) = self._starts[0], self._inside
-        for slab, start in enumerate(depth_starts):
+        ends = [*self._starts[0][1:], len(self._volume)]
+        for slab, planes in enumerate(map(range, self._starts[0], ends)):
             wanted, background = self._slabs[slab]
             for first in range(0, len(wanted), self.settings.batch_size):
                 batch = wanted[first : first + self.settings.batch_size]
-                sums = self._add(batch, sums)
+                sums = self._add(batch, sums, num_planes)
                 done += len(batch)
                 if progress:
                     progress(done, self.num_windows)
-            sums = sums or self._sums(self.num_classes)
+            sums = sums or self._sums(num_planes, self.num_classes)
             for window in background:
                 sums.add_background(self._start_of(window), self._weights_of(window))
-            stop = depth_starts[slab + 1] if slab + 1 < len(depth_starts) else len(self._volume)
-            inside = range(max(start, depth.start), min(stop, depth.stop))
-            if inside:
-                yield inside[0] - depth.start, [sums.plane(index)[height, width] for index in inside], sums
-            sums.clear(range(start, stop))
+            yield planes, sums
 
-    def _add(self, batch: Sequence[tuple[int, ...]], sums: BlendedPlanes | None) -> BlendedPlanes:
+    def _add(
+        self, batch: Sequence[tuple[int, ...]], sums: BlendedPlanes | None, num_planes: int
+    ) -> BlendedPlanes:
         """Predict a batch of windows, and add what comes out to the sums."""
         patches = np.stack([self._patch(window) for window in batch])[..., np.newaxis]
         flips = self.settings.flips
         for flip in flips:
             axes = [axis for axis, mirrored in enumerate(flip, start=1) if mirrored]
             logits = self._forward(np.ascontiguousarray(np.flip(patches, axes)) if axes else patches)
-            sums = sums or self._sums(logits.shape[-1])
+            sums = sums or self._sums(num_planes, logits.shape[-1])
             for window, values in zip(batch, logits, strict=True):
                 depth, *others = self._weights_of(window)
                 sums.add(values, self._start_of(window), [depth / np.float32(len(flips)), *others], flip)
         return sums
 
-    def _sums(self, num_classes: int) -> BlendedPlanes:
-        """Sums of no window yet, for as many classes as the network has."""
+    def _sums(self, num_planes: int, num_classes: int) -> BlendedPlanes:
+        """Sums of no window yet, of so many planes, for as many classes as the network has."""
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"the network gives {num_classes} classes, expected {self.num_classes}")
         self.num_classes = num_classes
-        shape = (self.patch_size[0], *self._volume.shape[1:])
+        shape = (num_planes, *self._volume.shape[1:])
         return BlendedPlanes(shape, num_classes, self.patch_size, self._mirrored_classes)
 
     def _box(self, window: tuple[int, ...]) -> tuple[slice, ...]:
