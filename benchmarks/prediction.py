@@ -40,7 +40,9 @@ class Turn(NamedTuple):
 
 
 OUR_FORWARD = Turn("partialseg", "forward", "TensorFlow, the forward passes alone")
-OUR_LOGITS = Turn("partialseg", "logits", "partialseg's `SlidingWindow.whole_logits`: no softmax, as the peers")
+OUR_LOGITS = Turn(
+    "partialseg", "logits", "partialseg's `SlidingWindow.whole_logits`: no softmax, as the peers"
+)
 OURS = Turn("partialseg", "windows", "partialseg's `predict_volume`")
 THEIR_FORWARD = Turn("torch", "forward", "PyTorch, the forward passes alone")
 NNUNET = Turn("torch", "nnunet", "nnU-Net's predictor")

@@ -107,18 +107,19 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
     import tensorflow as tf
 
     from partialseg.inference import predict_volume
+    from partialseg.models.forward import forward_pass
     from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     model = keras_network(network_name)
     image = volume(num_windows)
-    patch = tf.constant(image[None, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2], None])
-    graph = tf.function(lambda x: model(x, training=False), autograph=False)
+    patch = np.ascontiguousarray(image[None, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2], None])
+    predict_patch = forward_pass(model, PATCH_SIZE)
 
     def forward() -> None:
         for _ in range(num_windows):
-            graph(patch)
+            predict_patch(patch)
 
     def logits() -> None:
         SlidingWindow(model, image, PATCH_SIZE, DEFAULT_SETTINGS).whole_logits()

@@ -8,7 +8,7 @@ All are tried on the same held-out cases (fold 0 of 3) after each epoch. `paper`
 1e-1, `paper, rate 1e-3` the same with a lower one, `default` the other preset, without augmentation and with a mean of
 the weights over a hundred steps, since steps are few here; then `default` with the augmentation, and without the mean.
 Each stage is as long as its share of all steps. With several seeds the curves and the table are means over them. Writes
-presets.png and presets.md beside the runs. Stopped and started again, it goes on; about four minutes for a row and seed.
+presets.png and presets.md beside the runs. Stopped and started again, it goes on; about four minutes a row and seed.
 """
 
 from __future__ import annotations

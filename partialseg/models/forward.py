@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from partialseg.models.normalization import norms_compiled_in_prediction
+
+#: Voxels of a patch from which on it is worth the second or two that XLA takes to compile a network's norms.
+LARGE_PATCH = 2**17
 #: Graphs of the networks that are alive, by the shape of what they take.
 _graphs: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 
@@ -26,7 +32,7 @@ def forward_pass(
 
     Returns:
         A function of float32 `(batch, *patch_size, 1)` that gives float32 `(batch, *patch_size, classes)`, which may
-        be memory of the backend: it is not to be written to.
+        be memory of the backend: it is not to be written to. It stays as it is when the next patches are computed.
     """
     if not isinstance(model, keras.Model):
         return lambda patches: _to_numpy(model(patches))
@@ -58,9 +64,11 @@ def _graph(model: keras.Model, patch_size: tuple[int, int, int]) -> Callable[[An
     import tensorflow as tf
 
     alive = weakref.ref(model)  # else the graph would keep its own key alive
+    is_large = math.prod(patch_size) >= LARGE_PATCH
 
     def forward(patches: Any) -> Any:
-        return ops.cast(first_output(alive()(patches, training=False)), "float32")
+        with norms_compiled_in_prediction() if is_large else contextlib.nullcontext():
+            return ops.cast(first_output(alive()(patches, training=False)), "float32")
 
     signature = [tf.TensorSpec((None, *patch_size, 1))]
     return tf.function(forward, input_signature=signature, autograph=False).get_concrete_function()

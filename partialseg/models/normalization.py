@@ -9,9 +9,11 @@ channels-last features on CPUs.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -22,6 +24,22 @@ from partialseg.losses.gradients import with_gradient
 
 #: A Keras tensor of whichever backend is in use.
 Tensor = Any
+#: Whether graphs that are traced now have their norms compiled in prediction too.
+_in_prediction = contextvars.ContextVar("norms compiled in prediction", default=False)
+
+
+@contextlib.contextmanager
+def norms_compiled_in_prediction() -> Iterator[None]:
+    """Have XLA compile the norms of the graphs that are traced meanwhile, as it does in training.
+
+    A norm takes a third of the time then, and XLA a fraction of a second for each shape of features. So it pays where
+    the same few shapes come again and again, as windows do. A graph that is to be saved must do without.
+    """
+    token = _in_prediction.set(True)
+    try:
+        yield
+    finally:
+        _in_prediction.reset(token)
 
 
 @keras.saving.register_keras_serializable(package="partialseg")
@@ -76,10 +94,9 @@ class InstanceNormLeakyReLU(keras.layers.Layer):
         # Copies, since TensorFlow's custom gradients take tensors alone, no variables. In float32 also where the
         # policy is float16 throughout.
         gamma, beta = _accurate(ops.copy(self.gamma)), _accurate(ops.copy(self.beta))
-        # XLA compiles for each shape anew: not for prediction, where sizes differ and a SavedModel must do without.
-        y = instance_norm_leaky_relu(
-            x, gamma, beta, self.epsilon, self.negative_slope, compiled=bool(training)
-        )
+        # XLA compiles for each shape anew: not in all prediction, where sizes differ and a SavedModel must do without.
+        compiled = bool(training) or _in_prediction.get()
+        y = instance_norm_leaky_relu(x, gamma, beta, self.epsilon, self.negative_slope, compiled)
         return ops.cast(y, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -102,8 +119,7 @@ def instance_norm_leaky_relu(
         beta: Offset, alike.
         epsilon: Added to the variance.
         negative_slope: Slope below 0.
-        compiled: Whether XLA compiles the two passes, where the backend has it: once for each shape, which
-            pays in training alone.
+        compiled: Whether XLA compiles the two passes, where the backend has it: once for each shape.
 
     Returns:
         Features of the same shape and dtype.

@@ -236,8 +236,7 @@ class SlidingWindow:
 
     def _whole(self, progress: Callable[[int, int], None] | None) -> tuple[np.ndarray, BlendedPlanes]:
         """The logits of the volume, C-contiguous, and the sums that they are of."""
-        for _, sums in self._slab_sums(len(self._volume), progress):
-            pass
+        *_, (_, sums) = self._slab_sums(len(self._volume), progress)
         return np.ascontiguousarray(sums.planes()[self._inside]), sums
 
     def _slabs_in_turn(

@@ -7,7 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from partialseg.models import forward as forward_module
+from partialseg.models import normalization
 from partialseg.models.forward import first_output, forward_pass
+from partialseg.models.normalization import InstanceNormLeakyReLU
 
 PATCHES = np.random.default_rng(0).normal(0, 1, (2, 3, 4, 5, 1)).astype(np.float32)
 
@@ -26,6 +29,32 @@ def test_a_network_gives_float32_logits_of_any_number_of_patches(dtype):
         logits = forward(PATCHES[:count])
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected[:count], atol=1e-3)
+
+
+def normalised_model():
+    inputs = keras.Input((None, None, None, 1))
+    features = InstanceNormLeakyReLU()(keras.layers.Conv3D(3, 3, padding="same")(inputs))
+    return keras.Model(inputs, keras.layers.Conv3D(2, 1)(features))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_norms_are_compiled_for_large_patches_alone_and_give_the_same(policy, monkeypatch):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = normalised_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    calls = []
+    monkeypatch.setattr(normalization, "compiled_alone", lambda pass_: calls.append(pass_) or pass_)
+    normalization._passes.cache_clear()
+    found = {}
+    for least in (1000, 0):
+        monkeypatch.setattr(forward_module, "LARGE_PATCH", least)
+        forward_module._graphs.clear()
+        found[least] = forward_pass(model, (3, 4, 5))(PATCHES)
+        assert bool(calls) == (least == 0 and keras.backend.backend() == "tensorflow")
+    normalization._passes.cache_clear()
+    np.testing.assert_allclose(found[0], found[1000], atol=1e-6)
 
 
 def test_what_was_built_for_a_network_goes_when_the_network_goes():
