@@ -75,6 +75,14 @@ class Split(str, Enum):
     test = "test"
 
 
+class Precision(str, Enum):
+    """In which a network computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Hd95(str, Enum):
     """What HD95 can mean, see `partialseg.evaluation.metrics.HD95_DEFINITIONS`."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from partialseg.cli_options import CacheFolder
+from partialseg.cli_options import CacheFolder, Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,14 +21,6 @@ class Encoder(str, Enum):
 
     plain = "plain"
     residual = "residual"
-
-
-class Precision(str, Enum):
-    """In which a network computes."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def plan(

@@ -13,6 +13,7 @@ from partialseg.data.resample import resample_image
 from partialseg.data.resample_back import PlaneConsumer, ScanLabels
 from partialseg.data.volumes import Volume
 from partialseg.errors import DataError
+from partialseg.inference.precision import load_model
 from partialseg.models.sliding_window import AXES, DEFAULT_SETTINGS, SlidingWindow, WindowSettings
 from partialseg.training.runs import Run
 
@@ -53,14 +54,18 @@ def check_ensemble(runs: Sequence[Run]) -> None:
                 )
 
 
-def load_networks(runs: Sequence[Run]) -> list[Network]:
+def load_networks(runs: Sequence[Run], precision: str | None = None) -> list[Network]:
     """Load the networks of runs that predict together, such as those of the folds of a cross-validation.
 
+    Args:
+        runs: One or more.
+        precision: See `partialseg.inference.precision.load_model`.
+
     Raises:
-        DataError: As for `check_ensemble`; and if a run has no trained network.
+        DataError: As for `check_ensemble`, and for `load_model`.
     """
     check_ensemble(runs)
-    return [Network(run.load_model(), run.patch_size) for run in runs]
+    return [Network(load_model(run, precision), run.patch_size) for run in runs]
 
 
 def trained_mirror_axes(runs: Sequence[Run]) -> tuple[str, ...]:

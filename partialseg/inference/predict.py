@@ -79,6 +79,7 @@ def predict(
     ensemble: Iterable[Run | str | Path] = (),
     outputs: Outputs | None = None,
     again: bool = False,
+    precision: str | None = None,
 ) -> PredictResult:
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
 
@@ -106,6 +107,7 @@ def predict(
         ensemble: Further runs, such as the other folds, whose probabilities are averaged with the run's.
         outputs: Which organs are written, and what is done to them; all, and nothing, by default.
         again: Whether to predict also what is there already.
+        precision: In which the networks compute; see `partialseg.inference.precision.load_model`.
 
     Raises:
         DataError: If a run is not one, is given twice or has no trained network; if a run of the ensemble has other
@@ -125,9 +127,9 @@ def predict(
     _check_organs(outputs, runs[0])
     _check_folder(Path(out))
     networks = (
-        None if all(one.model_path.is_file() for one in runs) else load_networks(runs)
+        None if all(one.model_path.is_file() for one in runs) else load_networks(runs, precision)
     )  # says what is missing
-    origin = _origin(runs, settings, outputs)
+    origin = _origin(runs, settings, outputs, precision)
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems, result.notes)
     sources = {path.resolve() for scan in scans for path in (scan.path, *scan.files)}
@@ -145,7 +147,7 @@ def predict(
                     result.kept.append(label_map)
                 else:
                     # Loaded when they are needed: where all is there already, a second call takes no time.
-                    networks = networks or load_networks(runs)
+                    networks = networks or load_networks(runs, precision)
                     sidecar = _predict_scan(
                         networks,
                         runs,
@@ -259,7 +261,9 @@ def _predict_scan(
         return write_prediction(out, labels, volume, classes, outputs, facts, source, maps)
 
 
-def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> Origin:
+def _origin(
+    runs: Sequence[Run], settings: WindowSettings, outputs: Outputs, precision: str | None = None
+) -> Origin:
     """All that changes a prediction beside the scan; how many windows are predicted together does not."""
     return Origin(
         content_hash([run.model_path for run in runs]),
@@ -271,6 +275,7 @@ def _origin(runs: Sequence[Run], settings: WindowSettings, outputs: Outputs) -> 
             "overlap": settings.overlap,
             "mirror_axes": list(settings.mirror_axes),
             "skip_outside_body": settings.skip_outside_body,
+            "precisions": [precision or run.config.precision for run in runs],
             **outputs.as_json(),
         },
     )
