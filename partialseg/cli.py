@@ -235,7 +235,8 @@ app.command()(plan)
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of default, paper, demo, tiny.")
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with the package."),
     ],
     prepared: Annotated[
         str, typer.Option(metavar="DIR", help="What `partialseg prepare` wrote: a folder, or its URL.")
@@ -339,9 +340,9 @@ def study(
 
     In: nothing, or the raw datasets. Out: DIR with networks, predictions and scores, and study.json, table.csv,
     table.md and report.html. table3: Dice by training data and loss; table4: Hausdorff distances of the same
-    networks; table5: weights of marginal and exclusion loss; table6: fewer annotations; table7: losses of other
-    methods. To share the work, give each machine a DIR and some networks, copy their runs and predictions
-    together, and call once more.
+    networks; table5: weights of marginal and exclusion loss; table6: fewer annotations; table7: networks and
+    losses of other methods. To share the work, give each machine a DIR and some networks, copy their runs and
+    predictions together, and call once more.
     """
     from partialseg.study.plan import choose_networks, plan_study
     from partialseg.training.config import read_config

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from partialseg import __version__
 from partialseg.data.cards import read_card, shipped_cards
 from partialseg.training.config import read_config
+from partialseg.training.network_config import NETWORK_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Extras with peers to compare with, and wheels for GPUs: they are not part of the environment that is tested.
@@ -93,6 +94,18 @@ def test_every_config_is_found_by_its_name():
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
     assert set(names) >= {"demo", "paper", "tiny"}
     assert [read_config(name).name for name in names] == names
+
+
+def test_every_network_has_a_config_that_comes_with_the_package():
+    kinds = {read_config(path).network.kind for path in (ROOT / "configs").glob("*.yaml")}
+    assert kinds == set(NETWORK_CONFIGS)
+
+
+def test_every_config_says_how_it_is_run_how_long_it_takes_and_what_to_expect():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        head = path.read_text(encoding="utf-8")
+        for word in ("Command", "Duration", "Expect"):
+            assert re.search(rf"^# {word}: +\S", head, re.MULTILINE), f"{path.name} has no line for {word}"
 
 
 def test_every_file_that_is_no_module_is_declared_as_package_data():

@@ -29,12 +29,14 @@ def conditioned_unet(
     max_channels: int = 320,
     dropout: float = 0.0,
     window_hu: tuple[float, float] = (-200.0, 300.0),
+    deep_supervision: bool = False,
     name: str = "conditioned_unet",
 ) -> keras.Model:
     """Build the conditioned network: HU patches of any size in, logits out.
 
     The encoder is shared. Each stage of the decoder has one channel more, which holds the organ's value at every
-    voxel, and the decoder's one output is the logit of that organ. All organs are computed at once: the
+    voxel, and the decoder's one output is the logit of that organ; with deep supervision each stage of the decoder has
+    such an output, as in `unet`. All organs are computed at once: the
     encoder's features are repeated for each of them along the batch axis, so that time and memory of the decoder
     grow with the number of organs. With many organs, take smaller patches or a smaller batch.
 
@@ -57,11 +59,13 @@ def conditioned_unet(
         max_channels: The most channels a stage has.
         dropout: Share of the channels that are set to 0 after each convolution while training.
         window_hu: Window to which HU are clipped, mapped to -1 … 1.
+        deep_supervision: Whether to return logits of each stage of the decoder, finest first.
         name: Name of the model.
 
     Returns:
         A functional model. Input float HU, `(batch, depth, height, width, 1)`. Output float32 logits,
-        `(batch, depth, height, width, num_classes)`, 0 for background: an organ's logit is that of its sigmoid.
+        `(batch, depth, height, width, num_classes)`, 0 for background: an organ's logit is that of its sigmoid; with
+        deep supervision a list, of which entry `k` is coarser by `supervision_strides(strides)[k]`.
 
     Raises:
         ValueError: If the stages cannot be built, see `plan_stages`.
@@ -76,17 +80,20 @@ def conditioned_unet(
     inputs, x = network_input(stages, window_hu)
     features = encode(x, stages)
     features = [RepeatSamples(len(values), name=f"repeat{k}")(x) for k, x in enumerate(features)]
-    x = features[-1]
+    x, outputs = features[-1], []
     for stage in reversed(range(len(stages.strides) - 1)):
         width, kernel = stages.channels[stage], stages.kernels[stage]
         x = layers.Concatenate(name=f"skip{stage}")([upsampled(x, stages, stage), features[stage]])
         x = AppendValue(values, name=f"condition{stage}")(x)
         x = _conditioned_convolution(x, width, kernel, f"decoder{stage}_0", dropout)
         x = convolution(x, width, kernel, f"decoder{stage}_1", dropout=dropout)
-    logits = layers.Conv3D(1, 1, dtype="float32", name="organ_logit")(x)
-    logits = OrgansToChannels(len(values), dtype="float32", name="organs")(logits)
-    logits = PrependBackground(dtype="float32", name="logits")(logits)
-    return keras.Model(inputs, cropped(logits, inputs, (1, 1, 1), "crop"), name=name)
+        if stage == 0 or deep_supervision:
+            level = stage or ""  # the finest keeps its names with and without the others
+            logits = layers.Conv3D(1, 1, dtype="float32", name=f"organ_logit{level}")(x)
+            logits = OrgansToChannels(len(values), dtype="float32", name=f"organs{level}")(logits)
+            logits = PrependBackground(dtype="float32", name=f"logits{level}")(logits)
+            outputs.insert(0, cropped(logits, inputs, stages.coarser(stage), f"crop{level}"))
+    return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=name)
 
 
 def organ_values(num_organs: int) -> tuple[float, ...]:

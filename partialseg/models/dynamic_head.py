@@ -30,6 +30,7 @@ def dynamic_head_unet(
     dropout: float = 0.0,
     window_hu: tuple[float, float] = (-200.0, 300.0),
     head_channels: int = 8,
+    deep_supervision: bool = False,
     name: str = "dynamic_head_unet",
 ) -> keras.Model:
     """Build DoDNet on this package's U-Net: HU patches of any size in, logits out.
@@ -37,7 +38,8 @@ def dynamic_head_unet(
     Encoder and decoder are shared by all organs. A controller, one linear layer, takes the mean of the coarsest
     features over the patch and a one-hot vector of the organ, and gives the weights of three convolutions of
     1 x 1 x 1, with which the decoder's features become the organ's logit. The head costs
-    `organs x head_channels` channels at full size, and no second pass through the network.
+    `organs x head_channels` channels at full size, and no second pass through the network. With deep supervision the
+    same weights read each stage of the decoder, after a convolution of the stage's own to `head_channels`.
 
     Reference:
         Zhang, Xie, Xia and Shen, "DoDNet: Learning to Segment Multi-Organ and Tumors from Multiple Partially
@@ -47,6 +49,7 @@ def dynamic_head_unet(
     an organ with one (153). All organs are computed at once, also in training, instead of the one of the image's
     dataset; a loss masks those that are not known. Encoder and decoder are plain convolutions with instance norm
     instead of residual blocks with weight standardisation and group norm; skips are concatenated instead of added.
+    The paper supervises the finest logits alone, as is done here by default.
 
     Args:
         num_classes: Classes including background.
@@ -57,11 +60,13 @@ def dynamic_head_unet(
         dropout: Share of the channels that are set to 0 after each convolution while training.
         window_hu: Window to which HU are clipped, mapped to -1 … 1.
         head_channels: Channels of the head's input and of its two hidden layers.
+        deep_supervision: Whether to return logits of each stage of the decoder, finest first.
         name: Name of the model.
 
     Returns:
         A functional model. Input float HU, `(batch, depth, height, width, 1)`. Output float32 logits,
-        `(batch, depth, height, width, num_classes)`, 0 for background: an organ's logit is that of its sigmoid.
+        `(batch, depth, height, width, num_classes)`, 0 for background: an organ's logit is that of its sigmoid; with
+        deep supervision a list, of which entry `k` is coarser by `supervision_strides(strides)[k]`.
 
     Raises:
         ValueError: If the stages cannot be built, see `plan_stages`.
@@ -78,16 +83,19 @@ def dynamic_head_unet(
     tasks = AppendOrgan(num_classes - 1, dtype="float32", name="task")(pooled)
     weights = layers.Dense(head_size(head_channels), dtype="float32", name="controller")(tasks)
 
-    x = features[-1]
+    head = DynamicHead(head_channels, name="head")
+    x, outputs = features[-1], []
     for stage in reversed(range(len(stages.strides) - 1)):
         x = layers.Concatenate(name=f"skip{stage}")([upsampled(x, stages, stage), features[stage]])
         for repeat in range(2):
             width, kernel = stages.channels[stage], stages.kernels[stage]
             x = convolution(x, width, kernel, f"decoder{stage}_{repeat}", dropout=dropout)
-    x = layers.Conv3D(head_channels, 1, name="head_input")(x)
-    logits = DynamicHead(head_channels, name="head")([x, weights])
-    logits = PrependBackground(dtype="float32", name="logits")(logits)
-    return keras.Model(inputs, cropped(logits, inputs, (1, 1, 1), "crop"), name=name)
+        if stage == 0 or deep_supervision:
+            level = stage or ""  # the finest keeps its names with and without the others
+            logits = head([layers.Conv3D(head_channels, 1, name=f"head_input{level}")(x), weights])
+            logits = PrependBackground(dtype="float32", name=f"logits{level}")(logits)
+            outputs.insert(0, cropped(logits, inputs, stages.coarser(stage), f"crop{level}"))
+    return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=name)
 
 
 def head_size(channels: int) -> int:

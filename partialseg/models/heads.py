@@ -18,7 +18,7 @@ CLASS_AXES = {
 #: Of these, weights by which a class counts for what is computed of all: 0 for a new one, so that nothing changes.
 _COUNTS_FOR_ALL = r"attention_conv0/kernel$"
 #: Logits of coarser stages, which networks with and without deep supervision do not share.
-_COARSER_LOGITS = r"logits[1-9]\d*/(kernel|bias)$"
+_COARSER_LOGITS = r"(logits|organ_logit|head_input)[1-9]\d*/(kernel|bias)$"
 #: Share of background's probability with which a new organ begins.
 NEW_ORGAN_SHARE = 0.01
 

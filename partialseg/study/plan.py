@@ -14,6 +14,7 @@ from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.training.config import StageConfig, TrainingConfig, stage_datasets
 from partialseg.training.loss_config import LOSS_CONFIGS, LossConfig
+from partialseg.training.network_config import network_of_kind
 
 #: The fully annotated dataset F, by its card.
 FULL = "btcv"
@@ -36,10 +37,19 @@ BEST_WEIGHTS = (1, 2)
 #: Rows of Table 6: cases with all organs and with one organ, of 24 for training.
 ANNOTATIONS: tuple[tuple[int, int], ...] = ((24, 0), (19, 5), (14, 10), (9, 15), (4, 20))
 #: Rows of Table 7: how the network is called, and the preset of its losses. PaNN and PIPO-FAN are the paper's rows;
-#: those after its own are further ways to learn from partial labels.
+#: those after ours are further ways to learn from partial labels.
 OTHERS: dict[str, tuple[str, str]] = {
     "PaNN's loss": ("all-prior-aware", "prior_aware"),
     "PIPO-FAN's loss": ("all-target-adaptive", "target_adaptive"),
+}
+#: Rows with a network of their own: how it is called, its kind, and the preset of the losses that its authors train it
+#: with, or nearest to those. PIPO-FAN is the paper's row; the others are further networks for partial labels.
+METHODS: dict[str, tuple[str, str, str]] = {
+    "PIPO-FAN, network and loss": ("pipo-fan", "pipo_fan", "target_adaptive"),
+}
+FURTHER_METHODS: dict[str, tuple[str, str, str]] = {
+    "DoDNet's dynamic head, masked sigmoid": ("dynamic-head", "dynamic_head", "masked_sigmoid"),
+    "conditioned U-Net, masked sigmoid": ("conditioned", "conditioned", "masked_sigmoid"),
 }
 FURTHER: dict[str, tuple[str, str]] = {
     "masked sigmoid": ("all-masked-sigmoid", "masked_sigmoid"),
@@ -55,7 +65,7 @@ TITLES = {
     "table4": "Table 4: Hausdorff distance by training data and loss",
     "table5": "Table 5: weights of marginal and exclusion loss",
     "table6": "Table 6: fewer annotations in F",
-    "table7": "Table 7: losses of other methods, all on the same network",
+    "table7": "Table 7: networks and losses of other methods",
 }
 #: What is shown of each table, each in a block of its own.
 METRICS = {
@@ -109,6 +119,7 @@ class Network:
         losses: Which losses, with which weights.
         stages: In order.
         start_from: Name of the network with whose weights it begins; None for random ones.
+        kind: Of its network, with the stages of the config's; None: the config's own.
     """
 
     name: str
@@ -117,6 +128,7 @@ class Network:
     losses: LossConfig
     stages: tuple[Stage, ...]
     start_from: str | None = None
+    kind: str | None = None
 
     def steps(self, batch_size: int) -> int:
         """Number of steps, without those of the network that it starts from.
@@ -131,7 +143,7 @@ class Network:
         return self.data.cards
 
     def training_config(self, base: TrainingConfig, prepared: Prepared) -> TrainingConfig:
-        """The config of its training: its losses and stages, all else as in `base`.
+        """The config of its training: its losses, stages and kind of network, all else as in `base`.
 
         Raises:
             DataError: If the prepared data lack a dataset.
@@ -142,7 +154,10 @@ class Network:
             stages.append(stage.config.model_copy(update={"patches_per_dataset": each}))
         # Nothing in it depends on the table, so that tables in one folder can share the network.
         named = {"name": f"{base.name}_{self.name}", "description": f"{self.name} of a study"}
-        return base.model_copy(update={**named, "losses": self.losses, "stages": tuple(stages)})
+        own = {"losses": self.losses, "stages": tuple(stages)}
+        if self.kind is not None:
+            own["network"] = network_of_kind(self.kind, base.network)
+        return base.model_copy(update={**named, **own})
 
 
 def plan_study(name: str, config: TrainingConfig) -> tuple[Network, ...]:
@@ -166,7 +181,7 @@ def plan_study(name: str, config: TrainingConfig) -> tuple[Network, ...]:
         "table4": _data_and_losses,
         "table5": _weights,
         "table6": _annotations,
-        "table7": _other_losses,
+        "table7": _other_methods,
     }
     if name not in planners:
         raise ValueError(f"there is no study {name!r}; there are {', '.join(planners)}")
@@ -192,17 +207,23 @@ def table_notes(name: str, networks: Collection[Network]) -> tuple[str, ...]:
     """
     if name != "table7":
         return ()
+    own = "; ".join(
+        network.row for network in networks if network.kind is not None and network.row is not None
+    )
     if any(network.start_from is not None for network in networks):
         differ = (
-            "The rows differ in the loss of the second stage alone: network, patches, steps and the first stage "
+            "The other rows differ in the loss of the second stage alone: network, patches, steps and the first stage "
             "(F, with CE + Dice) are the same."
         )
     else:
-        differ = "The rows differ in the loss alone: network, patches and steps are the same."
+        differ = "The other rows differ in the loss alone: network, patches and steps are the same."
     return (
-        f"{differ} So the rows of PaNN and PIPO-FAN are their losses, not the methods: PIPO-FAN's pyramid network "
-        "and PaNN's rounds of training are not here, and the numbers are not those of the paper's Table 7, "
-        "whose rows name whole methods.",
+        f"Rows with a network of their own: {own}. They have its loss from the first step on. Stages and channels of "
+        "the network, patches and steps are those of the other rows; the number of weights is not. PIPO-FAN's scales "
+        "are always supervised; else deep supervision is the config's. The conditioned U-Net and DoDNet are made of "
+        "this package's blocks, and learn all annotated organs of a patch at once.",
+        f"{differ} So the rows of PaNN's and PIPO-FAN's loss are their losses, not the methods. PaNN's rounds of "
+        "training are not here, PIPO-FAN is in 3D, and the numbers are not those of the paper's Table 7.",
         "PaNN's prior is that of the fully annotated training cases, and its row has no Dice loss. Losses have the "
         "defaults of this package; learning rate and weights were tuned for none of the rows. The two that treat "
         "unlabelled organs as background, or ignore them, count and reduce the classes in Dice as ours does.",
@@ -263,14 +284,18 @@ def _annotations(config: TrainingConfig) -> Iterable[Network]:
         yield Network(name, f"{full}/{single:02}", data, _all_losses(config, BEST_WEIGHTS), stages)
 
 
-def _other_losses(config: TrainingConfig) -> Iterable[Network]:
-    """Table 7, with further losses below its rows."""
+def _other_methods(config: TrainingConfig) -> Iterable[Network]:
+    """Table 7, with further networks and losses below its rows."""
     beginning = _beginning(config, "CE+Dice")
     if beginning is not None:
         yield beginning
     for row, (name, preset) in OTHERS.items():
         yield _on_all(config, _other(config, preset), name, row, "CE+Dice")
+    for row, method in METHODS.items():
+        yield from _method(config, row, *method)
     yield _weighted(config, BEST_WEIGHTS, "ours, CE+Dice+exclusion")
+    for row, method in FURTHER_METHODS.items():
+        yield from _method(config, row, *method)
     for row, (name, preset) in FURTHER.items():
         yield _on_all(config, _other(config, preset), name, row, "CE+Dice")
 
@@ -313,6 +338,16 @@ def _on_all(config: TrainingConfig, losses: LossConfig, name: str, row: str, beg
     _, joint = _split_stages(config)
     stages = _stages(joint, lambda stage: stage.datasets)
     return Network(name, row, _everything(), losses, stages, beginning and beginning.name)
+
+
+def _method(config: TrainingConfig, row: str, name: str, kind: str, preset: str) -> Iterable[Network]:
+    """A network of another kind with the loss of its method, in stages like ours; the first ones are its own."""
+    first, joint = _split_stages(config)
+    data, losses, start = _everything(), _other(config, preset), None
+    if first:
+        start = f"first-{name}"
+        yield Network(start, None, data, losses, _stages(first, lambda _: "full"), kind=kind)
+    yield Network(f"all-{name}", row, data, losses, _stages(joint, lambda stage: stage.datasets), start, kind)
 
 
 def _marginal(config: TrainingConfig, loss: str) -> LossConfig:

@@ -291,7 +291,7 @@ def configs_folder() -> Path:
 def read_config(
     path_or_name: str | Path, absent: Mapping[tuple[str, ...], Any] | None = None
 ) -> TrainingConfig:
-    """Read a config file, or one that comes with the package by its name ("default", "paper", "demo", "tiny").
+    """Read a config file, or one that comes with the package by its name ("default", "paper", "pipo_fan", …).
 
     Args:
         path_or_name: The file, or the name.

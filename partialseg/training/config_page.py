@@ -27,9 +27,9 @@ from partialseg.training.network_config import NETWORK_CONFIGS
 _TOP = """# The fields of a config
 
 Made by `python -m partialseg.training.config_page`; a test keeps it true. A config is a YAML file; what it does not
-name is as in the column "default". `configs/` has complete ones (`default`, `paper`, `demo`, `tiny`), and
-`RUN/config.yaml` has every value of a run spelled out. A field that does not exist, or a value that it cannot have, is
-refused with its line.
+name is as in the column "default". `configs/` has complete ones (`default`, `paper`, `demo`, `tiny`;
+those of other networks: `pipo_fan`, `conditioned`, `dynamic_head`), and `RUN/config.yaml` has every value of a run
+spelled out. A field that does not exist, or a value that it cannot have, is refused with its line.
 
 ```yaml
 name: mine

@@ -94,6 +94,7 @@ class ConditionedConfig(_UNetShape):
     """What `partialseg.models.conditioned_unet` takes (Dmitriev and Kaufman, 2019); see there."""
 
     kind: Literal["conditioned"] = "conditioned"
+    deep_supervision: bool = False
 
 
 class DynamicHeadConfig(_UNetShape):
@@ -101,6 +102,7 @@ class DynamicHeadConfig(_UNetShape):
 
     kind: Literal["dynamic_head"] = "dynamic_head"
     head_channels: PositiveInt = 8
+    deep_supervision: bool = False
 
 
 #: The networks that a config can choose by `kind`; `partialseg.models.NETWORKS` are the same.
@@ -108,6 +110,30 @@ NETWORK_CONFIGS: dict[str, type[_UNetShape]] = {
     section.model_fields["kind"].default: section
     for section in (UNetConfig, PipoFanConfig, ConditionedConfig, DynamicHeadConfig)
 }
+
+
+def network_of_kind(kind: str, like: _UNetShape) -> _UNetShape:
+    """A network of another kind with the stages and channels of a given one.
+
+    Args:
+        kind: One of `NETWORK_CONFIGS`.
+        like: Of any kind. Deep supervision is taken over from it too, but for PIPO-FAN, whose scales are always
+            supervised.
+
+    Raises:
+        ValueError: If there is no such kind.
+
+    Example:
+        >>> dodnet = network_of_kind("dynamic_head", UNetConfig(base_channels=8, deep_supervision=True))
+        >>> dodnet.base_channels, dodnet.deep_supervision, dodnet.head_channels
+        (8, True, 8)
+    """
+    if kind not in NETWORK_CONFIGS:
+        raise ValueError(f"there is no network {kind!r}; there are {', '.join(NETWORK_CONFIGS)}")
+    shape = like.model_dump(include=set(_UNetShape.model_fields))
+    if kind != "pipo_fan":
+        shape["deep_supervision"] = like.deep_supervision
+    return NETWORK_CONFIGS[kind].model_validate(shape)
 
 
 def _kind_of(network: Any) -> str:

@@ -73,11 +73,12 @@ def test_pipo_fan_weighs_its_scales_as_before_when_it_learns_more():
         )
 
 
+@pytest.mark.parametrize("kind", ["unet", "conditioned", "dynamic_head"])
 @pytest.mark.parametrize("deep_at_first", [True, False])
-def test_deep_supervision_may_come_or_go_and_the_finest_logits_stay(deep_at_first):
+def test_deep_supervision_may_come_or_go_and_the_finest_logits_stay(deep_at_first, kind):
     deeper = {"strides": (*SMALL["strides"], (2, 2, 2)), "base_channels": 4, "dropout": 0.1}
-    trained = moved(build_network("unet", 3, **deeper, deep_supervision=deep_at_first))
-    model = build_network("unet", 3, **{**deeper, "dropout": 0.0}, deep_supervision=not deep_at_first)
+    trained = moved(build_network(kind, 3, **deeper, deep_supervision=deep_at_first))
+    model = build_network(kind, 3, **{**deeper, "dropout": 0.0}, deep_supervision=not deep_at_first)
     take_over(trained, OLD, model, OLD)
     assert len(trained.outputs) + len(model.outputs) == 3
     np.testing.assert_allclose(logits(model), logits(trained), rtol=1e-4, atol=1e-4)

@@ -18,10 +18,15 @@ def test_every_network_is_built_by_its_kind_and_says_how_coarse_its_outputs_are(
 
 
 def test_an_option_that_a_network_does_not_have_is_refused():
-    with pytest.raises(
-        ValueError, match="Network 'conditioned' has no option deep_supervision; it has num_classes"
-    ):
-        build_network("conditioned", 3, deep_supervision=True)
+    with pytest.raises(ValueError, match="Network 'conditioned' has no option encoder; it has num_classes"):
+        build_network("conditioned", 3, encoder="residual")
+
+
+@pytest.mark.parametrize("kind", ["unet", "conditioned", "dynamic_head"])
+def test_deep_supervision_gives_logits_of_each_stage_of_the_decoder(kind):
+    model = build_network(kind, 3, deep_supervision=True, **SMALL)
+    assert output_strides(model) == [(1, 1, 1), (1, 2, 2)]
+    assert {output.shape[-1] for output in model.outputs} == {3}
 
 
 def test_a_model_that_ends_otherwise_has_no_output_strides():

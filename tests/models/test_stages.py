@@ -14,6 +14,7 @@ from partialseg.models.pipo_fan import pipo_fan
 from partialseg.models.stages import plan_stages
 
 NETWORKS = (pipo_fan, conditioned_unet, dynamic_head_unet)
+CONDITIONED = (conditioned_unet, dynamic_head_unet)
 SMALL = {"strides": ((1, 1, 1), (1, 2, 2)), "base_channels": 4}
 THREE_STAGES = {"strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "base_channels": 4}
 networks = pytest.mark.parametrize("network", NETWORKS)
@@ -120,11 +121,27 @@ def test_dropout_acts_in_training_alone(network):
     assert not np.allclose(first, second, atol=1e-2)
 
 
-@pytest.mark.parametrize("network", [conditioned_unet, dynamic_head_unet])
-def test_logit_of_background_is_zero(network):
-    logits = logits_of(network(4, **SMALL), images())
-    assert (logits[..., 0] == 0).all()
-    assert (np.ptp(logits[..., 1:], axis=(1, 2, 3)) > 0).all()
+@pytest.mark.parametrize("network", CONDITIONED)
+def test_logit_of_background_is_zero_at_every_stage(network):
+    for output in network(4, deep_supervision=True, **THREE_STAGES)(images()):
+        logits = ops.convert_to_numpy(output)
+        assert (logits[..., 0] == 0).all()
+        assert (np.ptp(logits[..., 1:], axis=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("network", CONDITIONED)
+def test_a_coarser_stage_is_supervised_without_the_finer_ones(network):
+    model, image = network(4, deep_supervision=True, **THREE_STAGES), images(2, (6, 12, 12))
+    coarser = {
+        path
+        for path, gradient in _gradients(
+            model, lambda outputs: ops.mean(ops.square(outputs[1])), image
+        ).items()
+        if gradient is not None and np.abs(gradient).max() > 1e-7
+    }
+    assert any("decoder1_1_conv/kernel" in path for path in coarser)
+    assert any("encoder2_1_conv/kernel" in path for path in coarser)
+    assert not any("decoder0" in path or "up0" in path for path in coarser)
 
 
 @networks
@@ -202,4 +219,9 @@ def _gradients(model, loss, image):
         with tf.GradientTape() as tape:
             value = loss(model(image))
         found = tape.gradient(value, [variable.value for variable in model.trainable_variables])
-    return {path: np.asarray(gradient) for path, gradient in zip(paths, found, strict=True)}
+    return {path: _as_array(gradient) for path, gradient in zip(paths, found, strict=True)}
+
+
+def _as_array(gradient):
+    """A gradient as an array; None where nothing depends on the weight."""
+    return None if gradient is None else np.asarray(gradient)

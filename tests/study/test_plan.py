@@ -21,6 +21,7 @@ from partialseg.study.plan import (
 )
 from partialseg.training.config import StageConfig, TrainingConfig, read_config
 from partialseg.training.loss_config import LOSS_CONFIGS
+from partialseg.training.network_config import UNetConfig
 
 #: Table 1: what each kind of network is trained on, and which organs ∈ datasets it has a tick for.
 TABLE_1 = {
@@ -171,7 +172,7 @@ def test_table_6_hides_the_organs_of_the_papers_shares_of_cases(paper):
 def test_table_7_compares_losses_on_the_same_network_after_the_same_first_stage(paper):
     options = {"class_reduction": "sum", "include_background": False, "batch": True}
     paper = paper.model_copy(update={"losses": paper.losses.model_copy(update=options)})
-    beginning, *networks = plan_study("table7", paper)
+    beginning, *networks = [network for network in plan_study("table7", paper) if network.kind is None]
     assert (beginning.name, beginning.row) == ("first-ce+dice", None)
     assert [network.losses.preset for network in networks[:3]] == [
         "prior_aware",
@@ -190,23 +191,65 @@ def test_table_7_compares_losses_on_the_same_network_after_the_same_first_stage(
         assert network.losses == expected
 
 
+def test_table_7_has_the_networks_of_the_methods_too_in_the_stages_that_ours_has(paper):
+    paper = paper.model_copy(
+        update={"network": UNetConfig(base_channels=8, deep_supervision=True, encoder="residual")}
+    )
+    networks = {network.name: network for network in plan_study("table7", paper)}
+    rows = [network.row for network in networks.values() if network.row is not None]
+    assert rows[2:6] == [
+        "PIPO-FAN, network and loss",
+        "ours, CE+Dice+exclusion",
+        "DoDNet's dynamic head, masked sigmoid",
+        "conditioned U-Net, masked sigmoid",
+    ]
+    beginning, ours = networks["first-ce+dice"], networks["all-ce+dice+exclusion-1to2"]
+    for name, kind, preset in (
+        ("pipo-fan", "pipo_fan", "target_adaptive"),
+        ("dynamic-head", "dynamic_head", "masked_sigmoid"),
+        ("conditioned", "conditioned", "masked_sigmoid"),
+    ):
+        own = networks[f"first-{name}"], networks[f"all-{name}"]
+        assert own[1].start_from == own[0].name
+        assert (own[0].row, own[0].stages, own[1].stages) == (None, beginning.stages, ours.stages)
+        for network in own:
+            config = network.training_config(paper, fake_prepared(network))
+            assert (config.network.kind, config.losses.preset) == (kind, preset)
+            assert (config.network.base_channels, config.network.deep_supervision) == (8, True)
+            assert config.network.strides == paper.network.strides
+            assert TrainingConfig.model_validate(config.model_dump()) == config
+    assert ours.training_config(paper, fake_prepared(ours)).network == paper.network
+
+
+def test_scales_of_pipo_fan_are_supervised_also_where_the_config_has_no_deep_supervision(paper):
+    networks = {network.name: network for network in plan_study("table7", paper)}
+    assert not paper.network.deep_supervision
+    supervised = {
+        name: networks[name].training_config(paper, fake_prepared(networks[name])).network.deep_supervision
+        for name in ("all-pipo-fan", "all-dynamic-head", "all-conditioned")
+    }
+    assert supervised == {"all-pipo-fan": True, "all-dynamic-head": False, "all-conditioned": False}
+
+
 def test_table_7_shares_our_network_with_table_3_and_says_what_it_does_not_compare(paper):
     shared = set(plan_study("table7", paper)) & {
         dataclasses.replace(network, row="ours, CE+Dice+exclusion") if network.row else network
         for network in plan_study("table3", paper)
     }
     assert {network.name for network in shared} == {"first-ce+dice", "all-ce+dice+exclusion-1to2"}
-    assert "losses of other methods" in TITLES["table7"]
+    assert "networks and losses of other methods" in TITLES["table7"]
     notes = " ".join(table_notes("table7", plan_study("table7", paper)))
-    assert "pyramid network" in notes
+    assert "a network of their own: PIPO-FAN, network and loss; DoDNet's" in notes
+    assert "PaNN's rounds of training are not here" in notes
     assert "the first stage (F, with CE + Dice) are the same" in notes
 
 
 def test_table_7_names_no_first_stage_where_there_is_none(paper):
     networks = plan_study("table7", paper.model_copy(update={"stages": paper.stages[1:]}))
+    assert all(network.start_from is None and network.row for network in networks)
     notes = " ".join(table_notes("table7", networks))
     assert "the loss alone: network, patches and steps are the same" in notes
-    assert "stage" not in notes
+    assert "stage" not in notes.replace("Stages and channels", "")
 
 
 @pytest.mark.parametrize("table", TITLES)
