@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from partialseg.training.config import OptimizerConfig
 
@@ -15,19 +16,60 @@ from partialseg.training.config import OptimizerConfig
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-class _GoesOn:
-    """The end of `fit` is not the end of training: the weights are not replaced by their mean there."""
+class _OfTraining:
+    """What training wants otherwise than Keras' optimisers do it.
+
+    The end of `fit` is not the end of training: the weights are not replaced by their mean there.
+
+    And the gradients of several devices are added up before anything else is done with them. Keras clips those of each
+    device first, by the same norm, so that more devices take larger steps, and in another direction, than one does.
+    """
+
+    #: Whether another optimiser, which this one is in, has done so.
+    are_summed = False
+
+    def apply(self, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
+        """Update the weights by the gradients of all devices together."""
+        super().apply(grads if self.are_summed else _sum_over_devices(grads), trainable_variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        return list(grads_and_vars)
 
     def finalize_variable_values(self, var_list: list[Any]) -> None:
         """Leave the weights."""
 
 
-class TrainingAdam(_GoesOn, keras.optimizers.Adam):
-    """Adam through several calls of `fit`."""
+def _sum_over_devices(gradients: list[Any]) -> list[Any]:
+    """The gradients of all devices, or processes, that share a step."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return gradients
+    summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, [g for g in gradients if g is not None]))
+    return [None if gradient is None else next(summed) for gradient in gradients]
 
 
-class TrainingSGD(_GoesOn, keras.optimizers.SGD):
-    """SGD through several calls of `fit`."""
+class TrainingAdam(_OfTraining, keras.optimizers.Adam):
+    """Adam through several calls of `fit`, on one device or several."""
+
+
+class TrainingSGD(_OfTraining, keras.optimizers.SGD):
+    """SGD through several calls of `fit`, on one device or several."""
+
+
+class TrainingLossScale(keras.optimizers.LossScaleOptimizer):
+    """Scales the loss of float16, and leaves an update out where a gradient is not finite, on one device or several.
+
+    Keras looks at the gradients of the first device alone, and updates the weights where those of another one are not
+    finite; their sum is not finite either.
+    """
+
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, **options: Any) -> None:
+        super().__init__(inner_optimizer, **options)
+        inner_optimizer.are_summed = True
+
+    def apply(self, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
+        """Update the weights by the gradients of all devices together, or lower the scale."""
+        super().apply(_sum_over_devices(grads), trainable_variables)
 
 
 def make_optimizer(config: OptimizerConfig, parts: int = 1) -> keras.optimizers.Optimizer:
@@ -39,7 +81,7 @@ def make_optimizer(config: OptimizerConfig, parts: int = 1) -> keras.optimizers.
 
     Returns:
         Adam, or SGD with Nesterov's momentum. Its running mean of the weights, if it has one, is read by
-        `averaged_weights` alone. Under the policy "mixed_float16" Keras wraps it to scale the loss.
+        `averaged_weights` alone. Under the policy "mixed_float16" it is in one that scales the loss.
 
     Example:
         >>> make_optimizer(OptimizerConfig(name="sgd", momentum=0.99)).nesterov
@@ -54,8 +96,11 @@ def make_optimizer(config: OptimizerConfig, parts: int = 1) -> keras.optimizers.
         # Keras takes the mean after each part: the share that stays over all parts of an update is `ema`.
         options |= {"use_ema": True, "ema_momentum": config.ema ** (1 / parts)}
     if config.name == "adam":
-        return TrainingAdam(config.learning_rate, **options)
-    return TrainingSGD(config.learning_rate, momentum=config.momentum, nesterov=True, **options)
+        optimizer = TrainingAdam(config.learning_rate, **options)
+    else:
+        optimizer = TrainingSGD(config.learning_rate, momentum=config.momentum, nesterov=True, **options)
+    in_float16 = keras.config.dtype_policy().name == POLICIES["float16"]
+    return TrainingLossScale(optimizer) if in_float16 else optimizer
 
 
 @contextlib.contextmanager
