@@ -44,10 +44,12 @@ OUR_LOGITS = Turn(
     "partialseg", "logits", "partialseg's `SlidingWindow.whole_logits`: no softmax, as the peers"
 )
 OURS = Turn("partialseg", "windows", "partialseg's `predict_volume`")
+OUR_CONVOLUTIONS = Turn("partialseg", "convolutions", "TensorFlow, the network's convolutions alone")
+HALF = Turn("partialseg", "bfloat16", "partialseg's `predict_volume` in bfloat16")
 THEIR_FORWARD = Turn("torch", "forward", "PyTorch, the forward passes alone")
 NNUNET = Turn("torch", "nnunet", "nnU-Net's predictor")
 MONAI = Turn("torch", "monai", "MONAI's SlidingWindowInferer")
-TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_FORWARD, OUR_LOGITS, OURS)
+TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_CONVOLUTIONS, OUR_FORWARD, OUR_LOGITS, OURS, HALF)
 NETWORKS = {
     "unet": "nnU-Net's plain 3D U-Net, 5 stages of 32 to 320 channels",
     "pointwise": "one 1 × 1 × 1 convolution: the blending",
@@ -70,7 +72,8 @@ class Worker:
             text=True,
             bufsize=1,
         )
-        self.versions = self._answer()["versions"]
+        ready = self._answer()
+        self.versions, self.turns = ready["versions"], ready["turns"]
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -90,10 +93,11 @@ class Worker:
 def measure(network: str, arguments: argparse.Namespace, rounds: int) -> tuple[dict[Turn, list], list[str]]:
     """What each turn took in each round, after one that traces and warms up."""
     workers = {framework: Worker(framework, network, arguments) for framework in ("torch", "partialseg")}
+    turns = [turn for turn in TURNS if turn.name in workers[turn.framework].turns]
     answers = defaultdict(list)
     for number in range(rounds + 1):
-        first = number % len(TURNS)
-        for turn in TURNS[first:] + TURNS[:first]:  # each has each place in the order
+        first = number % len(turns)
+        for turn in turns[first:] + turns[:first]:  # each has each place in the order
             answer = workers[turn.framework].turn(turn.name)
             if number:
                 answers[turn].append(answer)
@@ -110,7 +114,7 @@ def table(answers: dict[Turn, list]) -> list[str]:
         "| | seconds | quartiles | CPU s | ÷ its forward passes | ÷ nnU-Net's predictor | ÷ MONAI's |",
         "|---|---|---|---|---|---|---|",
     ]
-    for turn in TURNS:
+    for turn in filter(answers.get, TURNS):
         seconds = [answer["seconds"] for answer in answers[turn]]
         low, median, high = statistics.quantiles(seconds, n=4)
         processor = statistics.median(answer["processor"] for answer in answers[turn])

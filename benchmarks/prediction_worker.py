@@ -102,7 +102,11 @@ def torch_network(torch: Any, name: str) -> Any:
 
 
 def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[str, Callable[[], None]]:
-    """The network alone; blended logits, as the peers return; and `predict_volume`, which returns probabilities."""
+    """The network alone; blended logits, as the peers return; and `predict_volume`, which returns probabilities.
+
+    Of the U-Net also its convolutions alone, each on the features that it has in the network; and where the processor
+    has bfloat16, the network in it.
+    """
     import partialseg  # noqa: F401, I001  # sets TensorFlow's environment before its import
     import tensorflow as tf
 
@@ -127,15 +131,49 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
     def windows() -> None:
         predict_volume(model, image, PATCH_SIZE)
 
-    return {"forward": forward, "logits": logits, "windows": windows}
+    turns = {"forward": forward, "logits": logits, "windows": windows}
+    if network_name == "unet":
+        turns["convolutions"] = convolutions(model, patch, num_windows)
+        if has_bfloat16():
+            half = keras_network(network_name, policy="mixed_bfloat16")
+            half.set_weights(model.get_weights())
+            turns["bfloat16"] = lambda: predict_volume(half, image, PATCH_SIZE)
+    return turns
 
 
-def keras_network(name: str, base_channels: int = CHANNELS[0]) -> Any:
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16."""
+    return any(flag in Path("/proc/cpuinfo").read_text().split() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def convolutions(model: Any, patch: np.ndarray, num_windows: int) -> Callable[[], None]:
+    """The convolutions of a network, one after the other, on what each is given when the network sees a patch."""
+    import keras
+    import tensorflow as tf
+
+    kinds = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
+    layers = [layer for layer in model.layers if isinstance(layer, kinds)]
+    inputs = keras.Model(model.input, [layer.input for layer in layers])(patch)
+    calls = [
+        tf.function(layer, autograph=False).get_concrete_function(x)
+        for layer, x in zip(layers, inputs, strict=True)
+    ]
+
+    def run() -> None:
+        for _ in range(num_windows):
+            for call, features in zip(calls, inputs, strict=True):
+                call(features)
+
+    return run
+
+
+def keras_network(name: str, base_channels: int = CHANNELS[0], policy: str = "float32") -> Any:
     import keras
 
     from partialseg.models import unet
 
     keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
     if name == "pointwise":
         inputs = keras.Input((None, None, None, 1))
         return keras.Model(inputs, keras.layers.Conv3D(NUM_CLASSES, 1)(inputs))
@@ -190,7 +228,8 @@ def main() -> None:
     prepare = torch_turns if is_torch else partialseg_turns
     turns = prepare(arguments.network, arguments.threads, arguments.windows)
     packages = ("torch", "nnunetv2", "monai") if is_torch else ("tensorflow", "keras")
-    answers.write(json.dumps({"versions": [f"{p} {importlib.metadata.version(p)}" for p in packages]}) + "\n")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    answers.write(json.dumps({"versions": versions, "turns": list(turns)}) + "\n")
     for line in sys.stdin:
         start, start_processor = time.perf_counter(), time.process_time()
         turns[line.strip()]()
