@@ -22,7 +22,7 @@ from partialseg import __version__
 from partialseg.data.classes import organ_colours
 from partialseg.data.dicom import stacked_slices
 from partialseg.data.dicom_series import DAMAGED, Slice, brief
-from partialseg.data.organ_codes import Code, organ_code
+from partialseg.data.organ_codes import PRIVATE_SCHEME, Code, is_private, organ_code
 from partialseg.data.volumes import Volume
 from partialseg.errors import DataError
 from partialseg.files import atomic_path
@@ -41,6 +41,9 @@ _MAY_BE_EMPTY = (
 )
 #: Added to the number of the series, so that the segmentation comes after it.
 _SERIES_NUMBER_OFFSET = 1000
+_LARGEST_INTEGER = 2**31 - 1
+#: Of a name in DICOM.
+_NAME_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def write_dicom_seg(
         like: The volume that was read from the series.
         source: The series.
         organs: The value of each organ that gets a segment; one that no voxel has may not be among them.
-        model: Says which network it was, 64 characters at most.
+        model: Says which network it was; what is longer than a name in DICOM is cut off.
 
     Raises:
         DataError: If the headers of the series cannot be taken over.
@@ -117,14 +120,14 @@ def write_dicom_seg(
         raise ValueError(f"expected a voxel of each organ, found {dict(zip(organs, found, strict=True))}")
     try:
         with _quiet():
-            segmentation = _segmentation(segments, source, tuple(organs), model)
+            segmentation = _segmentation(segments, source, tuple(organs), _name(model))
     except DAMAGED as error:
         raise DataError(
             like.source.path,
             f"its headers cannot be taken over into a DICOM segmentation ({brief(error)})",
             "export the series again, or predict it without --dicom-seg",
         ) from error
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _quiet():
         segmentation.save_as(temporary)
 
 
@@ -135,13 +138,17 @@ def _segmentation(
     import highdicom
 
     first = source.headers[0]
-    return highdicom.seg.Segmentation(
+    has_other_letters = not all(name.isascii() for name in (model, *organs))
+    if has_other_letters:
+        first.decode()  # into text; what stays bytes would be written as they are
+    number = int(first.get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET
+    segmentation = highdicom.seg.Segmentation(
         source_images=source.headers,
         pixel_array=segments,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(organs),
         series_instance_uid=highdicom.UID(),
-        series_number=int(first.get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET,
+        series_number=min(number, _LARGEST_INTEGER),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="partialseg",
@@ -152,6 +159,11 @@ def _segmentation(
         content_description="Organs, segmented by a network",
         series_description="partialseg: organs",
     )
+    if has_other_letters:
+        segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: that of the series may not have the letters
+    if any(is_private(organ_code(organ)) for organ in organs):
+        segmentation.CodingSchemeIdentificationSequence = [_private_scheme()]
+    return segmentation
 
 
 def _descriptions(organs: tuple[str, ...]) -> list[highdicom.seg.SegmentDescription]:
@@ -168,7 +180,7 @@ def _descriptions(organs: tuple[str, ...]) -> list[highdicom.seg.SegmentDescript
         code = organ_code(organ)
         segment = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=organ[:64],
+            segment_label=_name(organ),
             segmented_property_category=_concept(code.category),
             segmented_property_type=_concept(code.kind),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -233,6 +245,26 @@ def _concept(code: Code) -> highdicom.sr.CodedConcept:
     import highdicom
 
     return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def _private_scheme() -> pydicom.Dataset:
+    """Says whose the codes are that are in no other scheme."""
+    scheme = pydicom.Dataset()
+    scheme.CodingSchemeDesignator = PRIVATE_SCHEME
+    scheme.CodingSchemeName = "Classes of partialseg"
+    scheme.CodingSchemeResponsibleOrganization = "partialseg"
+    return scheme
+
+
+def _name(text: str) -> str:
+    r"""What DICOM takes as a name: no backslash, which parts two values, and 64 characters; here bytes of UTF-8.
+
+    Example:
+        >>> print(_name("runs\\fold_0"))
+        runs_fold_0
+    """
+    name = "".join("_" if one == "\\" or not one.isprintable() else one for one in text)
+    return name.encode(errors="replace")[:_NAME_LENGTH].decode(errors="ignore")
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -233,7 +233,7 @@ def _write_dicom_seg(
         warnings.append(PredictionWarning(None, DICOM_SEG, text))
         return {}
     path = _dicom_seg_path(out)
-    write_dicom_seg(path, labels, scan, source, found, Path(facts["run"]).name[:64])
+    write_dicom_seg(path, labels, scan, source, found, Path(facts["run"]).name)
     return {path.name: path.stat().st_size}
 
 

@@ -155,6 +155,31 @@ def test_every_organ_that_cards_name_has_a_code_that_dicom_knows():
     assert len(set(codes)) == len(codes)
 
 
+def test_names_are_kept_in_letters_that_the_series_cannot_have(tmp_path):
+    procedure = pydicom.Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator, procedure.CodeMeaning = "1", "99X", "Röntgen"
+    folder = write_series(
+        tmp_path / "ct",
+        SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg", ProcedureCodeSequence=[procedure],
+    )  # fmt: skip
+    volume, source = read_image(folder), read_source_series(folder)
+    path, organs = tmp_path / "a.seg.dcm", {"Leber_肝": 1}
+    write_dicom_seg(path, some_labels(volume.array.shape), volume, source, organs, "läufe\\0" + 64 * "x")
+    dataset = pydicom.dcmread(path)
+    assert dataset.SegmentSequence[0].SegmentLabel == "Leber_肝"
+    assert dataset.ManufacturerModelName == "läufe_0" + 56 * "x"
+    assert dataset.PatientName == "Müller^Jörg"
+    assert dataset.ProcedureCodeSequence[0].CodeMeaning == "Röntgen"
+    assert dataset.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == PRIVATE_SCHEME
+
+
+def test_the_number_of_the_series_stays_one_that_dicom_can_hold(tmp_path):
+    folder = write_series(tmp_path / "ct", SeriesNumber=2**31 - 1)
+    volume, source = read_image(folder), read_source_series(folder)
+    write_dicom_seg(tmp_path / "a", some_labels(volume.array.shape), volume, source, ORGANS, "run")
+    assert pydicom.dcmread(tmp_path / "a").SeriesNumber == 2**31 - 1
+
+
 def test_a_file_that_is_no_dicom_is_refused(tmp_path):
     with pytest.raises(DataError, match="is no folder of DICOM slices"):
         read_source_series(tmp_path / "a.nii.gz")
