@@ -257,7 +257,7 @@ def holds_dicom(folder: str | Path) -> bool:
     Raises:
         DataError: If several folders below it hold some.
     """
-    return any(map(_is_dicom, _visible(_slice_folder(Path(folder)))))
+    return any(map(is_dicom, _visible(_slice_folder(Path(folder)))))
 
 
 def choose_series(folder: str | Path, series: str | None = None) -> Series:
@@ -330,10 +330,10 @@ def _slice_folder(folder: Path, depth: int = 0) -> Path:
     """The folder itself, or the one folder below it that holds DICOM files where it holds none."""
     entries = [path for path in _visible(folder)]
     below = [path for path in entries if path.is_dir()]
-    if depth == _MAX_DEPTH or not below or any(_is_dicom(path) for path in entries):
+    if depth == _MAX_DEPTH or not below or any(is_dicom(path) for path in entries):
         return folder
     found = {path: _slice_folder(path, depth + 1) for path in below}
-    holding = {top: path for top, path in found.items() if any(map(_is_dicom, _visible(path)))}
+    holding = {top: path for top, path in found.items() if any(map(is_dicom, _visible(path)))}
     if len(holding) > 1:
         names = ", ".join(path.name for path in list(holding)[:5])
         raise DataError(
@@ -349,7 +349,7 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(folder, f"cannot be listed ({error})", "give a folder of DICOM slices") from error
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Whether a file says that it is DICOM; the index of a DICOM medium (DICOMDIR) does not count."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False

@@ -26,6 +26,7 @@ from partialseg.data.cards import (
     why_no_case,
 )
 from partialseg.data.classes import PAPER_ORGANS, class_names
+from partialseg.data.folder_kinds import check_is_not_prepared
 from partialseg.data.label_files import with_missing_masks
 from partialseg.data.prepare_case import (
     CannotWriteError,
@@ -202,7 +203,7 @@ def list_raw_cases(
     """Find the raw cases of each card; a card without any is a problem.
 
     Raises:
-        DataError: If two cards have the same name.
+        DataError: If two cards have the same name; or if `raw` is a folder of prepared cases.
     """
     found, problems = [], []
     for number, card in enumerate(cards):
@@ -214,6 +215,9 @@ def list_raw_cases(
             found.append((with_missing_masks(card, raw_cases), raw_cases))
         else:
             problems.append(DataError(card.path, *why_no_case(card, raw)))
+    if cards and not found:
+        remedy = "give the folder with the datasets as downloaded with --raw"
+        check_is_not_prepared(Path(raw), "raw scans", remedy)
     return found, problems
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from partialseg.data.cards import Card, RawCase, count_label_maps, find_cases
 from partialseg.data.checks import PLACE_TOLERANCE
+from partialseg.data.folder_kinds import check_is_not_prepared
 from partialseg.data.label_files import read_case_label, with_missing_masks
 from partialseg.data.raw_files import extent
 from partialseg.data.relabel import prepared_values, to_prepared_values
@@ -130,12 +131,14 @@ def evaluate(
     cases = {case.name: case for case in find_cases(card, truth)}
     card = with_missing_masks(card, cases.values())
     if not cases:
+        check_is_not_prepared(Path(truth), "the raw dataset", "give the folder that `prepare` got as --raw")
         remedy = f"give the folder that holds {card.files.image}"
         alone = count_label_maps(card, truth)
         why = f": {alone} label map{'s' * (alone > 1)}, but no scan of them" if alone else ""
         raise DataError(truth, f"holds no case of {card.name}{why}", remedy)
     files = label_maps(predictions)
     if not files:
+        check_is_not_prepared(predictions, "predictions", "give what `partialseg predict` wrote")
         raise DataError(predictions, "holds no label map (*.nii.gz)", "run `partialseg predict` first")
     pairs, problems, notes = matched(files, cases, card, split)
     rows: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from partialseg.data.cards import Card, assign_splits, find_cases
 from partialseg.data.dicom_series import Series, holds_dicom, list_series
+from partialseg.data.folder_kinds import check_is_not_prepared
 from partialseg.data.volumes import SUFFIXES
 from partialseg.errors import DataError, first_of
 
@@ -105,7 +106,7 @@ def list_scans(
     for entry in entries:
         for part, name in [(entry, None)] if card else _parts(entry):
             try:
-                scans += _card_scans(part, card, split) if card else _plain_scans(part, name)
+                scans += _scans_of(part, name, card, split)
             except DataError as error:
                 problems.append(error)
     told = [path for scan in scans for path in (scan.path, *scan.files[:1])]
@@ -116,6 +117,14 @@ def list_scans(
                 f"{entry}: not read, though there are scans in it: {first_of(names)}; give them as inputs"
             )
     return _unique(scans, problems)
+
+
+def _scans_of(part: Path, name: str | None, card: Card | None, split: str | None) -> list[Scan]:
+    try:
+        return _card_scans(part, card, split) if card else _plain_scans(part, name)
+    except DataError:
+        check_is_not_prepared(part, "scans", "give the raw scans: training alone needs prepared ones")
+        raise
 
 
 def _parts(entry: Path) -> list[tuple[Path, str | None]]:
