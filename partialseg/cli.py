@@ -16,6 +16,7 @@ from partialseg.card_commands import card_app
 from partialseg.cli_options import (
     CacheFolder,
     Cards,
+    Commands,
     Dask,
     Jobs,
     Memory,
@@ -23,20 +24,24 @@ from partialseg.cli_options import (
     Preset,
     Raw,
     Run,
+    Seed,
     StudyName,
     finish,
 )
 from partialseg.compare_command import compare
 from partialseg.errors import DataError, first_of
 from partialseg.evaluate_command import evaluate
+from partialseg.files import os_problem
 from partialseg.inspect_command import inspect
 from partialseg.plan_command import plan
 from partialseg.predict_command import postprocess, predict
 from partialseg.service_commands import service_app
 from partialseg.table_command import table
+from partialseg.wording import counted
 
 app = typer.Typer(
     name="partialseg",
+    cls=Commands,
     help="Train one multi-organ CT segmentation network from datasets that each label only some organs.",
     epilog="Exit status: 0 done; 1 something is wrong with the data, a line for each problem; 2 wrong call.",
     no_args_is_help=True,
@@ -73,7 +78,7 @@ def demo(
     preset: Annotated[
         Preset, typer.Option(help="demo: minutes; tiny: a minute, learns nothing.")
     ] = Preset.demo,
-    seed: Annotated[int, typer.Option(min=0, help="Of the phantom, the weights and the patches.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Go the whole way on embedded phantom data.
 
@@ -152,11 +157,12 @@ def check(
         typer.echo(f"note: leakage: {line}", err=True)
     total = len(result.report["cases"])
     good = sum(case["good"] for case in result.report["cases"])
-    typer.echo(f"{total} cases, {good} of them without a problem; {result.num_notes} notes")
+    typer.echo(
+        f"{counted(total, 'case')}, {good} of them without a problem; {counted(result.num_notes, 'note')}"
+    )
     page = out / "check.html"
     if noted := result.noted_cases:
-        are = "1 good case" if len(noted) == 1 else f"{len(noted)} good cases"
-        typer.echo(f"notes on {are}: {first_of(noted, 10)}: see {page}")
+        typer.echo(f"notes on {counted(len(noted), 'good case')}: {first_of(noted, 10)}: see {page}")
     notes = [note for note in result.dataset_notes if note not in said]
     for note in notes[:_MOST_NOTES]:
         typer.echo(f"note: {note}", err=True)
@@ -210,9 +216,10 @@ def prepare(
         raise typer.Exit(130) from None
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
-    typer.echo(f"{result.done} cases prepared, {result.skipped} were there already: {out}")
+    there = "was there already" if result.skipped == 1 else "were there already"
+    typer.echo(f"{counted(result.done, 'case')} prepared, {result.skipped} {there}: {out}")
     if result.kept:
-        typer.echo(f"{result.kept} cases of cards that are not named now are kept")
+        typer.echo(f"kept of cards that are not named now: {counted(result.kept, 'case')}")
     if result.dropped:
         typer.echo(f"no longer listed: {', '.join(result.dropped)}")
     datasets = result.prepared.datasets.values()
@@ -321,7 +328,7 @@ def study(
             metavar="CONFIG", help="A YAML file or a name; paper with --raw, else demo, by default."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the phantom, the weights and the patches.")] = 0,
+    seed: Seed = 0,
     spacing: Annotated[
         Optional[tuple[float, float, float]],  # noqa: UP045
         typer.Option(
@@ -360,8 +367,11 @@ def study(
         for network in networks:
             start = f" after {network.start_from}" if network.start_from else ""
             steps = network.steps(resolved.batch_size)
-            typer.echo(f"{network.name}: {steps} steps{start}; {network.row or 'no row of its own'}")
-        typer.echo(f"{sum(network.steps(resolved.batch_size) for network in networks)} steps in all")
+            typer.echo(
+                f"{network.name}: {counted(steps, 'step')}{start}; {network.row or 'no row of its own'}"
+            )
+        in_all = sum(network.steps(resolved.batch_size) for network in networks)
+        typer.echo(f"{counted(in_all, 'step')} in all")
         return
     _run_study(name.value, out or Path("study") / name.value, raw, resolved, seed, spacing, only or [])
 
@@ -393,7 +403,7 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
 
     result = run_study(name, *settings)
     if result.missing:
-        typer.echo(f"Rows are left out that wait for {len(result.missing)} networks; see --list.")
+        typer.echo(f"Rows are left out that wait for {counted(len(result.missing), 'network')}; see --list.")
     if result.report is not None:
         Console().print(render_study(TITLES[name], result.table, METRICS[name]))
         typer.echo(f"Table: {result.report.with_name('table.md').resolve()}")
@@ -449,9 +459,7 @@ def main() -> None:
         typer.echo(f"{error}\n1 problem", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that cannot be written, a file where a folder should be
-        typer.echo(
-            f"{error.filename or 'files'}: {error.strerror or error}; give another place\n1 problem", err=True
-        )
+        typer.echo(f"{os_problem(error)}\n1 problem", err=True)
         sys.exit(1)
 
 

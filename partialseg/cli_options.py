@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from partialseg.errors import DataError
+from partialseg.wording import counted
 
 Cards = Annotated[
     list[str],
@@ -59,6 +61,19 @@ CacheFolder = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `partialseg train` wrote.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the phantom, the weights and the patches.")]
+
+
+class Commands(TyperGroup):
+    """The commands. Of a wrong value it says what is wrong, without the name of the exception that told."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Read the arguments of a command and call it."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 class Preset(str, Enum):
@@ -114,5 +129,5 @@ def finish(problems: Sequence[DataError]) -> None:
         return
     for problem in problems:
         typer.echo(str(problem), err=True)
-    typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", err=True)
+    typer.echo(counted(len(problems), "problem"), err=True)
     raise typer.Exit(1)

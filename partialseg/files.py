@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -18,6 +19,10 @@ from partialseg.storage import is_remote, path_or_url, upload
 
 if TYPE_CHECKING:
     from upath import UPath
+
+
+#: What the name of a file begins with while it is written.
+_TEMPORARY = re.compile(r"\.partial-[0-9a-f]{8}-(replaced-)?")
 
 
 @contextlib.contextmanager
@@ -83,6 +88,32 @@ def _naming_temporary_folder(path: UPath) -> Iterator[None]:
             raise
         problem = f"the folder for temporary files, {tempfile.gettempdir()}, has no room ({error.strerror})"
         raise DataError(path, problem, "make room there, or set TMPDIR to a folder with more room") from error
+
+
+def os_problem(error: OSError) -> DataError:
+    """What the system did not let be written or read, in words: which file, why, and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     print(os_problem(NotADirectoryError(errno.ENOTDIR, "", f"{file.name}/run")).problem)
+        is a file, expected a folder
+    """
+    if error.filename is None:
+        return DataError("files", error.strerror or str(error), "give another place")
+    named = error.filename if error.filename2 is None else error.filename2
+    path = Path(_TEMPORARY.sub("", os.fsdecode(named)))
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
+    why = f" ({error.strerror})" if error.strerror else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(path, f"cannot be written{why}", "make room there, or give another place")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and not there.is_dir():
+        return DataError(there, "is a file, expected a folder", "give another place, or move the file away")
+    if error.errno in (errno.EACCES, errno.EPERM) and there == path:
+        return DataError(path, f"may not be used{why}", "give yourself the permission, or give another place")
+    if there == path:
+        return DataError(path, f"cannot be used{why}", "give another place")
+    return DataError(path, f"cannot be made in {there}{why}", "give a place that can be written to")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

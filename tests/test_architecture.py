@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "partialseg"
 #: A module may import from its own row and from rows above.
 LAYERS = (
     (
-        *("errors", "storage", "files", "arrays", "progress"),
+        *("errors", "wording", "storage", "files", "arrays", "progress"),
         *("machine", "locking", "parallel", "dask_cluster", "lazy", "compiling", "_environment"),
     ),
     ("data",),

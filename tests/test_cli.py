@@ -151,7 +151,12 @@ def test_help_names_the_promised_commands_and_the_exit_status():
         ("predict run scan.nii.gz --out out --split test", "goes with --card"),
         ("predict run scan.nii.gz --out out --overlap 1", "less than or equal to 0.9"),
         ("evaluate predictions --truth raw --out out", "Missing option '--card'"),
-        ("study table2", "'table2' is not one of"),
+        ("study table2", "'NAME': 'table2' is not one of 'table3', 'table4', 'table5', 'table6', 'table7'"),
+        (
+            "evaluate predictions --truth raw --card kits19 --out out --hd95 foo",
+            "'--hd95': 'foo' is not one of 'directed_max', 'pooled', 'area_weighted'",
+        ),
+        ("demo --seed 4294967296", "less than or equal to 4294967295"),
         ("inspect prepared --stage 1", "goes with --config"),
         ("inspect prepared --config tiny --seed 1", "goes without --config"),
         ("inspect prepared --config tiny --patch-size 8 8 8", "goes without --config"),
@@ -570,9 +575,21 @@ def test_the_console_script_is_installed_and_says_help_without_tensorflow():
 def test_an_output_folder_that_is_a_file_is_one_line(tmp_path, prepared):
     (tmp_path / "file").touch()
     ended = call("train", "tiny", "--prepared", prepared, "--out", tmp_path / "file")
-    assert ended.status == 1
-    assert str(tmp_path / "file") in ended.err
-    assert "Traceback" not in ended.err
+    assert_problem(ended, tmp_path / "file", "is a file, expected a folder")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="only Linux has a folder that takes no file at all"
+)
+@pytest.mark.parametrize("command", ["phantom", "plan PREPARED --out", "export RUN --out"])
+def test_an_output_that_cannot_be_made_says_where_and_what_to_do(command, run, prepared):
+    command = [{"RUN": run, "PREPARED": prepared}.get(word, word) for word in command.split()]
+    assert_problem(call(*command, "/proc/out"), "/proc/out: cannot be made in /proc", "; give a place")
+
+
+def test_a_patch_that_cannot_be_halved_is_a_problem(prepared, tmp_path):
+    ended = call("plan", prepared, "--patch-size", 7, 7, 7, "--out", tmp_path / "plan.yaml")
+    assert_problem(ended, "a patch of 7×7×7 voxels cannot be halved", "give a larger --patch-size")
 
 
 def test_a_card_set_stands_for_its_cards_and_gives_the_class_list(raw, tmp_path):

@@ -10,6 +10,7 @@ import yaml
 
 from partialseg.data.cards import IGNORE, UNNAMED, left_right_pair
 from partialseg.data.classes import BACKGROUND
+from partialseg.wording import counted
 
 _WIDTH = 110
 
@@ -115,7 +116,7 @@ def _front_matter(draft: Draft) -> list[str]:
 
 
 def _prose(draft: Draft) -> list[str]:
-    count = "" if draft.labelled is None else f"{draft.labelled} label maps. "
+    count = "" if draft.labelled is None else f"{counted(draft.labelled, 'label map')}. "
     organs = ", ".join(organ for organ in draft.annotated if organ != UNNAMED) or "?"
     licence = f"{draft.licence}. " if draft.licence else ""
     example = [pattern.replace("*", "NAME") for pattern in (draft.image, draft.label)]

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from partialseg.data.classes import organ_colours
+from partialseg.wording import counted
 
 #: So many pictures are on the page at most, and so many bytes of PNG, which are 4/3 as many in the page: it stays
 #: below some 30 MB.
@@ -94,7 +95,7 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = lambda number, word: f"{number:,} {word}{'' if number == 1 else 's'}"
+    environment.filters["count"] = counted
     return environment
 
 

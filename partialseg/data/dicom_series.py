@@ -18,6 +18,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
 from partialseg.errors import DataError
+from partialseg.wording import counted
 
 #: Two slices this close (mm) along their normal lie at the same place.
 SAME_PLACE_MM = 0.02
@@ -209,8 +210,7 @@ class Series:
     def __str__(self) -> str:
         columns, rows, count = self.size
         number = self.number or "without number"
-        slices = "slice" if count == 1 else "slices"
-        return f'{number} "{self.description}" ({count} {slices} of {columns} x {rows})'
+        return f'{number} "{self.description}" ({counted(count, "slice")} of {columns} x {rows})'
 
 
 def list_series(folder: str | Path) -> list[Series]:

@@ -17,6 +17,7 @@ from partialseg.data.raw_files import extent
 from partialseg.data.volumes import SUFFIXES, Volume, canonical_volume, read_label
 from partialseg.data.voxel_files import MAX_VOXELS
 from partialseg.errors import DataError
+from partialseg.wording import counted
 
 #: How far masks of one case may lie apart, in parts of the smallest voxel size; rounding stays below it.
 PLACE_TOLERANCE = 0.05
@@ -215,7 +216,8 @@ def _read_slices(folder: Path, image: Path, series: str | None) -> Volume:
     if len(files) != depth:
         raise DataError(
             folder,
-            f"holds {len(files)} PNG files, {image} has {depth} slices, expected one for each slice",
+            f"holds {counted(len(files), 'PNG file')}, {image} has {counted(depth, 'slice')}, "
+            "expected one for each slice",
             "add what is missing, or take away what belongs to no slice",
         )
     png_of = dict(zip(sorted(names, key=_natural_name), files, strict=True))

@@ -16,6 +16,7 @@ from partialseg.data.volumes import SUFFIXES, read_label
 from partialseg.errors import DataError
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
+from partialseg.wording import counted
 
 _LABEL_FOLDERS = ("labelsTr", "labels", "label", "masks", "segmentations", "seg", "labelmaps")
 _IMAGE_FOLDERS = ("imagesTr", "images", "image", "img", "imgs", "ct", "CT", "scans", "volumes", "data")
@@ -106,8 +107,8 @@ def draft_from_label_maps(folder: Path, meanings: Mapping[int, Meaning], jobs: i
     pairs, notes = found.pairs(), []
     if pairs and (patterns := common_patterns(pairs)):
         image, label = patterns
-        if len(pairs) < len(found.labels):
-            notes.append(f"{found.root}: {len(found.labels) - len(pairs)} label maps have no image")
+        if alone := len(found.labels) - len(pairs):
+            notes.append(f"{found.root}: without image: {counted(alone, 'label map')}")
     else:
         _, label = common_patterns([(path, path) for path in found.labels]) or ("", "")
         if not label:

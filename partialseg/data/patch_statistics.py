@@ -16,6 +16,7 @@ from partialseg.data.patch_reading import mirror_note
 from partialseg.data.prepared import Case, Prepared
 from partialseg.data.sampling import Draw, PatchPlan
 from partialseg.errors import DataError, first_of
+from partialseg.wording import counted
 
 #: The classes that a voxel may be, as their numbers in the class list.
 ClassSet = tuple[int, ...]
@@ -216,12 +217,12 @@ class PatchCounts:
         if self.num_batches % config.batches_per_epoch:
             notes.append(
                 f"datasets give what `mix` asks for over an epoch, which has "
-                f"{_count(config.batches_per_epoch, 'batch', 'batches')}; counted were {self.num_batches}"
+                f"{counted(config.batches_per_epoch, 'batch', 'batches')}; counted were {self.num_batches}"
             )
         if self._num_too_few:
             notes.append(
-                f"{self._num_too_few} of {_count(self.num_batches, 'batch', 'batches')} hold fewer than "
-                f"{_count(config.num_forced, 'patch', 'patches')} centred on annotated foreground, which "
+                f"{self._num_too_few} of {counted(self.num_batches, 'batch', 'batches')} hold fewer than "
+                f"{counted(config.num_forced, 'patch', 'patches')} centred on annotated foreground, which "
                 "`foreground` asks for: too few of their datasets have any"
             )
         size = " x ".join(map(str, config.patch_size))
@@ -231,10 +232,10 @@ class PatchCounts:
                 "smaller_than_patch",
                 f"smaller than the patch of {size}: what lies outside is air, and ignored",
             ),
-            ("never_drawn", f"not drawn in {_count(self.num_batches, 'batch', 'batches')}"),
+            ("never_drawn", f"not drawn in {counted(self.num_batches, 'batch', 'batches')}"),
         ):
             if names := [f"{dataset['name']}/{case}" for dataset in datasets for case in dataset[field]]:
-                notes.append(f"{_count(len(names), 'case', 'cases')} {what}: {first_of(names)}")
+                notes.append(f"{counted(len(names), 'case')} {what}: {first_of(names)}")
         for organ in classes:
             annotating = [name for name, cell in organ["datasets"].items() if cell["annotated"]]
             if not annotating and len(organ["organs"]) == 1:
@@ -293,13 +294,3 @@ def in_words(organs: Sequence[str]) -> str:
     if len(organs) == 2 and organs[0].startswith("left_") and organs[1] == f"right_{organs[0][5:]}":
         organs = ["left", organs[1]]
     return " or ".join(organs).replace("_", " ")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    """A number of things.
-
-    Example:
-        >>> _count(1, "case", "cases"), _count(2000, "case", "cases")
-        ('1 case', '2,000 cases')
-    """
-    return f"{number:,} {one if number == 1 else many}"

@@ -32,6 +32,7 @@ from partialseg.data.front_matter import in_plain_words
 from partialseg.errors import DataError
 from partialseg.files import write_json
 from partialseg.storage import Location, is_remote, list_files, path_or_url, read_bytes
+from partialseg.wording import counted
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -203,7 +204,7 @@ class Prepared:
                 inside = f"{case.dataset}/{case.name}/{name}.npy"
                 found = _size(path) if listed is None else listed.get(inside, -1)
                 if found <= size:  # the header needs some bytes too
-                    what = "there is no such file" if found < 0 else f"has {found} bytes"
+                    what = "there is no such file" if found < 0 else f"has {counted(found, 'byte')}"
                     missing.append((path, what, f"expected over {size} bytes"))
         if missing:
             (path, what, expected), more = missing[0], len(missing) - 1

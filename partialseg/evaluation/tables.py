@@ -46,6 +46,7 @@ from partialseg.files import write_json, write_text
 from partialseg.machine import jobs_in_memory
 from partialseg.parallel import run_tasks
 from partialseg.progress import track
+from partialseg.wording import counted
 
 __all__ = [
     "COLUMNS",
@@ -134,7 +135,7 @@ def evaluate(
         check_is_not_prepared(Path(truth), "the raw dataset", "give the folder that `prepare` got as --raw")
         remedy = f"give the folder that holds {card.files.image}"
         alone = count_label_maps(card, truth)
-        why = f": {alone} label map{'s' * (alone > 1)}, but no scan of them" if alone else ""
+        why = f": {counted(alone, 'label map')}, but no scan of them" if alone else ""
         raise DataError(truth, f"holds no case of {card.name}{why}", remedy)
     files = label_maps(predictions)
     if not files:

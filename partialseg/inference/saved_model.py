@@ -70,6 +70,7 @@ def export(
     for name, function in endpoints.items():
         archive.add_endpoint(name, function, input_signature=signature)
     with atomic_path(path) as temporary:
+        temporary.mkdir()  # where that cannot be done, TensorFlow has an exception of its own
         archive.write_out(temporary, verbose=False)
         write_json(temporary / METADATA, _metadata(spacing_mm, classes, num_classes))
 

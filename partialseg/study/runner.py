@@ -44,6 +44,7 @@ from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.not_finite import LossIsNotFiniteError
 from partialseg.training.runs import Run, read_run
 from partialseg.training.trainer import train
+from partialseg.wording import counted
 
 PAPER_SPACING_MM = (3.0, 1.5, 1.5)
 PHANTOM_PRESET = "demo"
@@ -266,7 +267,7 @@ def _notes(name: str, networks: Sequence[Network], study: _Study, missing: Seque
         notes += [note for network in networks if (note := _annotation_note(network, study.out))]
     if missing:
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        notes.append(f"Left out are rows that wait for {len(missing)} networks ({names}).")
+        notes.append(f"Left out are rows that wait for {counted(len(missing), 'network')} ({names}).")
     return notes
 
 

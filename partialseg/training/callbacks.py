@@ -28,6 +28,7 @@ from partialseg.training.optimizers import averaged_weights
 from partialseg.training.schedule import step_schedule
 from partialseg.training.state import TrainingState, bring_home
 from partialseg.training.validation import PATCHES, VOLUMES, Score, Validation, mean_dice
+from partialseg.wording import counted
 
 #: Share of an epoch that the device may wait for data before its line says what to do.
 MUCH_WAIT = 0.1
@@ -333,7 +334,7 @@ def place(stage: StageConfig, progress: Progress) -> str:
     """
     if not progress.step:
         return f"{stage.name}, after epoch {progress.epoch}"
-    return f"{stage.name}, epoch {progress.epoch + 1}, after {progress.step} steps"
+    return f"{stage.name}, epoch {progress.epoch + 1}, after {counted(progress.step, 'step')}"
 
 
 def epoch_line(

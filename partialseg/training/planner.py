@@ -16,6 +16,7 @@ from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.fingerprint import Fingerprint, fingerprint
 from partialseg.training.memory import Memory, estimate
 from partialseg.training.network_config import UNetConfig
+from partialseg.wording import counted
 
 #: A batch is no larger than this share of all training voxels.
 MOST_OF_THE_DATA = 0.05
@@ -50,7 +51,8 @@ class Plan:
         """The config as YAML, with what led to it on top."""
         found = self.fingerprint
         about = [
-            f"{len(found.datasets)} datasets, {sum(d.cases for d in found.datasets)} training cases of "
+            f"{counted(len(found.datasets), 'dataset')}, "
+            f"{counted(sum(d.cases for d in found.datasets), 'training case')} of "
             f"{_times(found.median)} voxels (median) at {_times(found.spacing_mm)} mm",
             f"a training step is estimated at {self.memory.gigabytes:.1f} GB of {self.memory_gb:g}"
             + (f" on each of {self.devices} devices" if self.devices > 1 else ""),
@@ -164,6 +166,9 @@ class _Search:
         self.smallest_batch = -(-_SMALLEST_BATCH // devices) * devices
 
     def network(self, stages: Topology) -> UNetConfig:
+        if len(stages.strides) < 2:
+            problem = f"a patch of {_times(stages.patch_size)} voxels cannot be halved, as the network does"
+            raise DataError("patch size", problem, "give a larger --patch-size")
         content = {
             **self.base.network.model_dump(),
             "strides": stages.strides,
@@ -232,7 +237,7 @@ def spacing_line(found: Fingerprint) -> str:
     wanted, there = (
         " ".join(f"{length:g}" for length in lengths) for lengths in (found.target_mm, found.spacing_mm)
     )
-    rule = f"nnU-Net's rule gives --spacing {wanted} for {found.known} raw scans"
+    rule = f"nnU-Net's rule gives --spacing {wanted} for {counted(found.known, 'raw scan')}"
     if all(math.isclose(*pair, rel_tol=0.02) for pair in zip(found.target_mm, found.spacing_mm, strict=True)):
         return f"{rule}, and the data have it"
     return f"{rule}; the data have {there}: prepare again to train at it"

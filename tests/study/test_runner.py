@@ -97,9 +97,9 @@ def test_list_prints_networks_and_steps_and_writes_nothing(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "table5", "--list", "--raw", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "first-ce+dice: 30000 steps; no row of its own"
-    assert "all-ce+dice+exclusion-1to2: 100000 steps after first-ce+dice; 1:2" in lines
-    assert lines[-1] == "930000 steps in all"
+    assert lines[0] == "first-ce+dice: 30,000 steps; no row of its own"
+    assert "all-ce+dice+exclusion-1to2: 100,000 steps after first-ce+dice; 1:2" in lines
+    assert lines[-1] == "930,000 steps in all"
     assert not list(tmp_path.iterdir())
 
 
