@@ -20,25 +20,42 @@ ROWS = (
     ("plain", (32, 128, 128), 6),
     ("residual", (32, 64, 64), 5),
     ("residual", (48, 96, 96), 5),
+    ("pipo_fan", (32, 64, 64), 5),
+    ("pipo_fan", (48, 96, 96), 5),
+    ("conditioned", (32, 64, 64), 5),
+    ("conditioned", (32, 96, 96), 5),
+    ("dynamic_head", (32, 64, 64), 5),
+    ("dynamic_head", (48, 96, 96), 5),
 )
 STEP = """
 import json, resource, sys
 import partialseg  # before TensorFlow, whose environment it sets
 import numpy as np, tensorflow as tf
 from partialseg.losses import preset
-from partialseg.models import build_network
+from partialseg.models import build_network, output_strides
 from partialseg.training.memory import estimate
-from partialseg.training.network_config import UNetConfig
+from partialseg.training.network_config import UNetConfig, network_of_kind
 from partialseg.training.config import OptimizerConfig
 from partialseg.training.optimizers import make_optimizer
 
-encoder, patch, stages = json.loads(sys.argv[1])
-network = UNetConfig(encoder=encoder, strides=((1, 1, 1), *[(2, 2, 2)] * (stages - 1)))
+name, patch, stages = json.loads(sys.argv[1])
+strides = ((1, 1, 1), *[(2, 2, 2)] * (stages - 1))
+if name in ("plain", "residual"):
+    network = UNetConfig(encoder=name, strides=strides)
+else:  # as the shipped configs have them
+    network = network_of_kind(name, UNetConfig(strides=strides, deep_supervision=True))
+loss = {"pipo_fan": "target_adaptive"}.get(name, "masked_sigmoid" if network.kind != "unet" else "partial_supervision")
 model = build_network(num_classes=6, **network.model_dump())
-model.compile(make_optimizer(OptimizerConfig(name="sgd")), preset("partial_supervision"), jit_compile=False)
+outputs = output_strides(model)
+losses = [preset(loss, name="loss") for _ in outputs]
+model.compile(
+    make_optimizer(OptimizerConfig(name="sgd")), losses if len(losses) > 1 else losses[0], jit_compile=False
+)
 random = np.random.default_rng(0)
 image = random.normal(0, 100, (2, *patch, 1)).astype("float32")
 target = np.eye(6, dtype="uint8")[random.integers(0, 6, (2, *patch))]
+targets = tuple(target[:, ::d, ::h, ::w] for d, h, w in outputs)
+target = targets if len(outputs) > 1 else target
 model.fit(tf.data.Dataset.from_tensors((image, target)).repeat(3), verbose=0, shuffle=False)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(json.dumps([peak, estimate(network, patch, 2, 6, copies=2).gigabytes]))
@@ -53,9 +70,10 @@ def main() -> None:
     lines = [
         "# Peak memory of a training step, measured and estimated",
         "",
-        "`python benchmarks/training_memory.py`; CPU, float32, batch 2, SGD, base 32 channels.",
+        "`python benchmarks/training_memory.py`; CPU, float32, batch 2, SGD, base 32 channels. `plain` and "
+        "`residual` are U-Nets by their encoder; the others have deep supervision.",
         "",
-        "| encoder | patch | stages | measured, GB | estimated, GB | measured / estimated |",
+        "| network | patch | stages | measured, GB | estimated, GB | measured / estimated |",
         "|---|---|---|---|---|---|",
     ]
     for row in ROWS:
@@ -63,10 +81,10 @@ def main() -> None:
             [sys.executable, "-c", STEP, json.dumps(row)], capture_output=True, text=True, check=True
         )
         measured, estimated = json.loads(result.stdout.splitlines()[-1])
-        encoder, patch, stages = row
+        name, patch, stages = row
         size = "×".join(map(str, patch))
         lines.append(
-            f"| {encoder} | {size} | {stages} | {measured:.2f} | {estimated:.2f} | {measured / estimated:.2f} |"
+            f"| {name} | {size} | {stages} | {measured:.2f} | {estimated:.2f} | {measured / estimated:.2f} |"
         )
         print(lines[-1], flush=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from partialseg.cli_options import CacheFolder, Precision
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from partialseg.training.network_config import NetworkConfig
     from partialseg.training.planner import Plan
 
 
@@ -42,7 +43,7 @@ def plan(
     ] = "default",
     encoder: Annotated[
         Optional[Encoder],  # noqa: UP045 (typer reads the annotation)
-        typer.Option(help="Of the U-Net; as in the preset by default."),
+        typer.Option(help="Of a U-Net; as in the preset by default."),
     ] = None,
     precision: Annotated[
         Optional[Precision],  # noqa: UP045
@@ -89,8 +90,8 @@ def plan(
     console.print(stages_table(made))
     config = made.config
     typer.echo(
-        f"patch {_times(config.patch_size)}, batch {config.batch_size}, {config.network.encoder} "
-        f"encoder, {config.precision}: about {made.memory.gigabytes:.1f} of {made.memory_gb:g} GB "
+        f"patch {_times(config.patch_size)}, batch {config.batch_size}, "
+        f"{_network(config.network)}, {config.precision}: about {made.memory.gigabytes:.1f} of {made.memory_gb:g} GB "
         f"{f'on each of {made.devices} devices ' if made.devices > 1 else ''}"
         f"(weights {made.memory.weights / 1e9:.1f}, maps {made.memory.maps / 1e9:.1f}, passing "
         f"{made.memory.passing / 1e9:.1f}, runtime {made.memory.runtime / 1e9:.1f})"
@@ -141,6 +142,11 @@ def stages_table(made: Plan) -> Table:
             str(width),
         )
     return table
+
+
+def _network(network: NetworkConfig) -> str:
+    """What kind of network a plan has, in words."""
+    return f"{network.encoder} encoder" if network.kind == "unet" else f"network {network.kind}"
 
 
 def _times(numbers: tuple[float, ...] | list[float]) -> str:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from partialseg.models.stages import kernel_sizes
-from partialseg.training.network_config import UNetConfig
+from partialseg.training.network_config import NetworkConfig
+from partialseg.training.network_sizes import network_size
 
-#: Maps that stay for the backward pass of a convolution, its norm and its leaky ReLU, which are one layer.
-MAPS_OF_A_CONVOLUTION = 2
-#: As many times more stay of a residual block: norms without a leaky ReLU, what is pooled and added.
-RESIDUAL = 1.4
 #: Largest maps that exist besides: gradients on their way, and what a convolution works in.
 MAPS_IN_PASSING = 4
 #: Of logits, softmax, candidates and their gradients, in float32, for each class and voxel.
@@ -45,7 +40,7 @@ class Memory:
 
 
 def estimate(
-    network: UNetConfig,
+    network: NetworkConfig,
     patch_size: Sequence[int],
     batch_size: int,
     num_classes: int,
@@ -55,7 +50,7 @@ def estimate(
     """Estimate what a step needs, on one device.
 
     Args:
-        network: A U-Net.
+        network: Of any kind.
         patch_size: Voxels `(depth, height, width)`.
         batch_size: Patches on this device at a time.
         num_classes: Background included.
@@ -66,56 +61,14 @@ def estimate(
         The estimate. Measured processes took 1.03 to 1.12 of it (docs/planning.md).
 
     Example:
+        >>> from partialseg.training.network_config import UNetConfig
         >>> small = UNetConfig(strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))
         >>> round(estimate(small, (64, 64, 64), 2, 6).gigabytes, 1)
         2.2
     """
-    stages = len(network.strides)
-    channels = [min(network.base_channels * 2**stage, network.max_channels) for stage in range(stages)]
-    down, up = _convolutions(network)
-    sizes, voxels = list(patch_size), []
-    for stride in network.strides:
-        sizes = [-(-size // step) for size, step in zip(sizes, stride, strict=True)]
-        voxels.append(math.prod(sizes))
-    values = 0.0
-    for stage in range(stages):
-        of_stage = MAPS_OF_A_CONVOLUTION * down[stage] * (RESIDUAL if network.encoder == "residual" else 1)
-        if (
-            stage < stages - 1
-        ):  # the decoder's: upsampled, joined with the skip (twice the channels), convolved
-            of_stage += MAPS_OF_A_CONVOLUTION * up + 1 + 2
-        values += voxels[stage] * channels[stage] * of_stage
-    size = _BYTES[precision]
+    found, size = network_size(network, patch_size, num_classes), _BYTES[precision]
     return Memory(
-        weights=_weights(network, channels, down, up, num_classes) * 4 * (1 + copies),
-        maps=batch_size * values * size + batch_size * voxels[0] * num_classes * 4 * MAPS_OF_A_CLASS,
-        passing=batch_size
-        * max(v * c for v, c in zip(voxels, channels, strict=True))
-        * size
-        * MAPS_IN_PASSING,
+        weights=found.weights * 4 * (1 + copies),
+        maps=batch_size * (found.maps * size + found.logits * 4 * MAPS_OF_A_CLASS),
+        passing=batch_size * found.largest * size * MAPS_IN_PASSING,
     )
-
-
-def _convolutions(network: UNetConfig) -> tuple[list[int], int]:
-    """Convolutions of each stage on the way down, and of a stage on the way up."""
-    stages, given = len(network.strides), network.convolutions_per_stage
-    residual = network.encoder == "residual"
-    if given is None:
-        given = [1, 3, 4, *[6] * stages][:stages] if residual else 2
-    down = [given] * stages if isinstance(given, int) else list(given)
-    if residual:  # a block has two; the first stage has the stem as well
-        down = [2 * blocks + (stage == 0) for stage, blocks in enumerate(down)]
-    return down, network.decoder_convolutions or (1 if residual else 2)
-
-
-def _weights(network: UNetConfig, channels: list[int], down: list[int], up: int, num_classes: int) -> float:
-    """How many weights the network has, to a few percent."""
-    kernels = [math.prod(kernel) for kernel in network.kernels or kernel_sizes(network.strides)]
-    count = 0.0
-    for stage, width in enumerate(channels):
-        before = channels[stage - 1] if stage else 1
-        count += kernels[stage] * width * (before + (down[stage] - 1) * width)
-        if stage < len(channels) - 1:
-            count += math.prod(network.strides[stage + 1]) * channels[stage + 1] * width
-            count += kernels[stage] * width * (2 * width + (up - 1) * width)
-    return count + num_classes * sum(channels[:-1])

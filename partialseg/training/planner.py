@@ -15,7 +15,7 @@ from partialseg.models.topology import Topology, topology
 from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.fingerprint import Fingerprint, fingerprint
 from partialseg.training.memory import Memory, estimate
-from partialseg.training.network_config import UNetConfig
+from partialseg.training.network_config import NetworkConfig, UNetConfig
 from partialseg.wording import counted
 
 #: A batch is no larger than this share of all training voxels.
@@ -62,6 +62,11 @@ class Plan:
         lines = "".join(f"# {line}\n" for line in about)
         # What is as by default is left to the default, so that the file says what was planned.
         content = self.config.model_dump(mode="json", exclude_defaults=True)
+        # What a section is comes first; it is the default of that section, though another one is the config's.
+        for section, choice in (("network", "kind"), ("losses", "preset")):
+            chosen = getattr(getattr(self.config, section), choice)
+            if chosen != getattr(TrainingConfig.model_fields[section].default, choice):
+                content[section] = {choice: chosen, **content[section]}
         return lines + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
 
 
@@ -93,31 +98,30 @@ def plan(
         preset: The config that says all else. "paper" also says patch, batch and stages: those of section 4.3, for
             any data.
         memory_gb: Memory of the device on which a batch, or its part on one of several devices, is computed.
-        encoder: Of the network; as the preset says by default.
+        encoder: Of a U-Net; as the preset says by default.
         precision: In which it computes; as the preset says by default.
         patch_size: Voxels `(depth, height, width)`, instead of the chosen ones; rounded up to what strides divide.
         batch_size: Instead of the chosen one.
         devices: How many share a batch.
 
     Raises:
-        DataError: If there is no training case, the preset has no U-Net, not even the smallest patch fits, or the
-            batch, or its parts, are not for so many devices.
+        DataError: If there is no training case, an encoder is chosen of a network that is no U-Net, not even the
+            smallest patch fits, or the batch, or its parts, are not for so many devices.
 
     Example:
         See docs/planning.md.
     """
     found, base = fingerprint(prepared), read_config(preset)
-    if not isinstance(base.network, UNetConfig):
-        raise DataError(
-            preset, f"has a network of kind {base.network.kind}", "plan with a preset that has a U-Net"
+    own_encoder = getattr(base.network, "encoder", None)
+    if encoder is not None and own_encoder is None:
+        problem = (
+            f"found encoder {encoder}, and a network of kind {base.network.kind} has no encoder to choose"
         )
+        raise DataError(preset, problem, "leave --encoder out, or plan with a preset that has a U-Net")
     base = base.model_copy(update={"precision": precision or base.precision})
-    if preset == "paper" and encoder not in (None, base.network.encoder):
-        raise DataError(
-            preset, f"found encoder {encoder}, expected {base.network.encoder}", "leave --encoder out"
-        )
-    encoder = encoder or base.network.encoder
-    search = _Search(base, encoder, len(prepared.classes), memory_gb, devices)
+    if preset == "paper" and encoder not in (None, own_encoder):
+        raise DataError(preset, f"found encoder {encoder}, expected {own_encoder}", "leave --encoder out")
+    search = _Search(base, encoder or own_encoder, len(prepared.classes), memory_gb, devices)
     if preset == "paper":
         chosen = base.model_copy(
             update={
@@ -159,27 +163,28 @@ class _Search:
     """Patches that fit into the memory of each device."""
 
     def __init__(
-        self, base: TrainingConfig, encoder: str, num_classes: int, memory_gb: float, devices: int = 1
+        self, base: TrainingConfig, encoder: str | None, num_classes: int, memory_gb: float, devices: int = 1
     ) -> None:
         self.base, self.encoder, self.num_classes, self.memory_gb = base, encoder, num_classes, memory_gb
         self.devices = devices
         self.smallest_batch = -(-_SMALLEST_BATCH // devices) * devices
 
-    def network(self, stages: Topology) -> UNetConfig:
+    def network(self, stages: Topology) -> NetworkConfig:
         if len(stages.strides) < 2:
             problem = f"a patch of {_times(stages.patch_size)} voxels cannot be halved, as the network does"
             raise DataError("patch size", problem, "give a larger --patch-size")
-        content = {
-            **self.base.network.model_dump(),
-            "strides": stages.strides,
-            "kernels": stages.kernels,
-            "encoder": self.encoder,
-        }
-        if self.encoder != self.base.network.encoder:  # the numbers of the other encoder say nothing here
-            content |= {"convolutions_per_stage": None, "decoder_convolutions": None}
-        return UNetConfig.model_validate(content)
+        own = self.base.network
+        content = {**own.model_dump(), "strides": stages.strides, "kernels": stages.kernels}
+        if isinstance(own, UNetConfig) and self.encoder != own.encoder:
+            # The numbers of the other encoder say nothing here.
+            content |= {
+                "encoder": self.encoder,
+                "convolutions_per_stage": None,
+                "decoder_convolutions": None,
+            }
+        return type(own).model_validate(content)
 
-    def memory(self, network: UNetConfig, patch_size: Sequence[int], batch_size: int) -> Memory:
+    def memory(self, network: NetworkConfig, patch_size: Sequence[int], batch_size: int) -> Memory:
         copies = 1 + (2 if self.base.optimizer.name == "adam" else 1) + (self.base.optimizer.ema is not None)
         copies += self.base.accumulate > 1
         at_a_time = -(-batch_size // (self.base.accumulate * self.devices))

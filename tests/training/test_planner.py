@@ -12,12 +12,16 @@ from typer.testing import CliRunner
 from partialseg.cli import app
 from partialseg.data.prepared import read_prepared
 from partialseg.errors import DataError
-from partialseg.models import unet
+from partialseg.models import build_network
 from partialseg.training import read_config
 from partialseg.training.fingerprint import fingerprint
 from partialseg.training.memory import estimate
-from partialseg.training.network_config import UNetConfig
+from partialseg.training.network_config import NETWORK_CONFIGS, UNetConfig, network_of_kind
+from partialseg.training.network_sizes import network_size
 from partialseg.training.planner import MOST_OF_THE_DATA, plan, spacing_line
+
+SMALL_UNET = UNetConfig(base_channels=8, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), deep_supervision=True)
+OTHER_KINDS = [kind for kind in NETWORK_CONFIGS if kind != "unet"]
 
 
 @pytest.fixture
@@ -149,12 +153,54 @@ def test_half_precision_holds_a_larger_patch(prepared):
         UNetConfig(),
         UNetConfig(encoder="residual"),
         UNetConfig(base_channels=8, strides=((1, 1, 1), (2, 2, 2))),
+        *(network_of_kind(kind, SMALL_UNET) for kind in OTHER_KINDS),
     ],
 )
 def test_weights_are_counted_to_a_few_percent(network):
     copies = estimate(network, (32, 32, 32), 1, 6, copies=0).weights / 4
-    options = network.model_dump(exclude={"kind"})
-    assert copies == pytest.approx(unet(6, **options).count_params(), rel=0.03)
+    model = build_network(num_classes=6, **network.model_dump())
+    assert copies == pytest.approx(model.count_params(), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_plan_for_another_network_fits_and_keeps_its_kind(prepared, kind):
+    large = enlarged(prepared, 5)
+    made, twice = (plan(large, kind, memory_gb) for memory_gb in (8, 16))
+    preset = read_config(kind)
+    assert made.memory.gigabytes <= 8
+    assert math.prod(twice.config.patch_size) > 1.2 * math.prod(made.config.patch_size)
+    planned = {"strides", "kernels"}
+    assert made.config.network.model_dump(exclude=planned) == preset.network.model_dump(exclude=planned)
+    assert made.config.losses == preset.losses
+    of_unet = plan(large, "default", 8).config.patch_size
+    assert math.prod(made.config.patch_size) < math.prod(of_unet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), [("conditioned", 3, 4), ("dynamic_head", 1, 2), ("pipo_fan", 1, 1)]
+)
+def test_maps_of_the_conditioned_decoder_grow_with_the_organs(kind, least, most):
+    network = network_of_kind(kind, UNetConfig())
+    few, many = (network_size(network, (64, 64, 64), organs + 1).maps for organs in (4, 16))
+    assert least <= many / few <= most
+
+
+def test_an_encoder_is_refused_where_there_is_none_to_choose(prepared):
+    with pytest.raises(
+        DataError, match="pipo_fan: found encoder residual, and a network of kind pipo_fan has no"
+    ):
+        plan(prepared, "pipo_fan", encoder="residual")
+
+
+def test_command_plans_for_another_network(tiny_prepared, tmp_path):
+    out = tmp_path / "plan.yaml"
+    arguments = ["plan", str(tiny_prepared), "--out", str(out), "--memory", "2", "--preset", "dynamic_head"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "network dynamic_head, float32: about" in result.stdout
+    made = read_config(out)
+    assert (made.network.kind, made.losses.preset) == ("dynamic_head", "masked_sigmoid")
+    assert made == plan(read_prepared(tiny_prepared), "dynamic_head", memory_gb=2).config
 
 
 def test_command_writes_a_config_that_trains_and_says_how_it_came_about(tiny_prepared, tmp_path):
