@@ -58,7 +58,8 @@ def estimate(
         copies: Of the weights beside themselves: gradient, and one for SGD, two for Adam, one for a running mean.
 
     Returns:
-        The estimate. Measured processes took 1.03 to 1.12 of it (docs/planning.md).
+        The estimate. Measured processes took 1.03 to 1.12 of it with a U-Net, 0.99 to 1.17 with another network
+        (docs/planning.md).
 
     Example:
         >>> from partialseg.training.network_config import UNetConfig
