@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -59,10 +60,15 @@ def hold_out(prepared: Prepared, fold: Fold | None) -> Prepared:
     return replace(prepared, cases=tuple(cases))
 
 
+def in_fixed_order(cases: Iterable[Case]) -> list[Case]:
+    """The cases in the order of a hash of their names: at random, and the same on every machine."""
+    return sorted(cases, key=lambda case: hashlib.sha256(case.name.encode()).digest())
+
+
 def _dealt(cases: list[Case], fold: Fold) -> list[Case]:
     """Those of a dataset's training cases that are in the fold."""
     if len(cases) < 2:
         return []
-    in_order = sorted(cases, key=lambda case: hashlib.sha256(case.name.encode()).digest())
+    in_order = in_fixed_order(cases)
     # With fewer cases than folds, a fold beyond the last case would hold out nothing: the cases come round again.
     return in_order[fold.fold % min(fold.folds, len(cases)) :: fold.folds]

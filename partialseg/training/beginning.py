@@ -29,7 +29,7 @@ from partialseg.training.backends import backend_versions, check_deterministic
 from partialseg.training.config import TrainingConfig, read_config, stage_datasets
 from partialseg.training.runs import Run, as_begun, read_run, write_run
 from partialseg.training.stage_patches import held_out
-from partialseg.training.validation import check_held_out
+from partialseg.training.validation import check_held_out, whole_volumes
 
 #: What networks may differ in that take over weights: those that they share are the same.
 _NOT_IN_WEIGHTS = {"dropout", "deep_supervision"}
@@ -242,6 +242,18 @@ def _difference(before: Any, now: Any) -> str:
     return f"{'.'.join(place) or 'it'} was {was}, and is {now}"
 
 
+def _held_out_cases(config: TrainingConfig, prepared: Prepared) -> list[dict[str, list[str]]]:
+    """Names of the held-out cases of each dataset, and of those that validation predicts whole."""
+    if config.validation is None:
+        return [{}, {}]
+    kept = hold_out(prepared, config.validation)
+    all_of_them = {name: kept.select(name, "validation") for name in kept.datasets}
+    return [
+        {name: sorted(case.name for case in cases) for name, cases in chosen.items() if cases}
+        for chosen in (all_of_them, whole_volumes(kept, config.validation))
+    ]
+
+
 def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_from: Run | None) -> Run:
     """Write config.yaml and run.json, or check that those there say the same."""
     run = Run(
@@ -273,5 +285,5 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
         "numpy": np.__version__,
         **backend_versions(),
     }
-    write_run(run, versions)
+    write_run(run, versions, *_held_out_cases(config, prepared))
     return run

@@ -75,12 +75,15 @@ class ValidationConfig(Fold):
         folds, fold: Which cases are held out: see `partialseg.data.folds.Fold`.
         patches: Patches of each dataset that are predicted after each epoch.
         volumes_every: After so many epochs whole held-out cases are predicted; None for never.
+        volumes: Of each dataset at most so many, the same each time: a large dataset would take hours. The held-out
+            cases beyond them serve for patches alone. None: all of them.
         keep: Which weights the run ends with: "best", those with the highest mean Dice over organs (of whole
             volumes, where they are predicted), or the "last".
     """
 
     patches: PositiveInt = 8
     volumes_every: PositiveInt | None = 10
+    volumes: PositiveInt | None = 10
     keep: Literal["best", "last"] = "best"
 
 

@@ -1,7 +1,7 @@
 """The run folder: all that a resume, a prediction, a report or an export needs.
 
 RUN/config.yaml        the resolved config
-RUN/run.json           classes, spacing, patch size, datasets, versions
+RUN/run.json           classes, spacing, patch size, datasets, held-out cases and those predicted whole, versions
 RUN/model.keras        the trained network
 RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait, Dice of the validation
 RUN/terms.csv          a row per epoch, dataset, organ ("all": the term itself) and loss term: stage, epoch, dataset,
@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     import keras
 
 #: What runs did before a config had a field for it, by the field's path: what one that does not name it began with.
-BEFORE_THERE_WAS_A_FIELD = {("augmentation",): None, ("schedule", "over"): "each_stage"}
+BEFORE_THERE_WAS_A_FIELD = {
+    ("augmentation",): None,
+    ("schedule", "over"): "each_stage",
+    ("validation", "volumes"): None,
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,20 @@ def remove_left_overs(folder: Path) -> None:
             path.unlink(missing_ok=True)  # it may have gone with its folder
 
 
-def write_run(run: Run, versions: dict[str, str]) -> None:
-    """Write `config.yaml` and `run.json`."""
+def write_run(
+    run: Run,
+    versions: dict[str, str],
+    held_out: Mapping[str, Sequence[str]] | None = None,
+    predicted_whole: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write `config.yaml` and `run.json`.
+
+    Args:
+        run: What to write, and where.
+        versions: Of the packages that decide what is computed.
+        held_out: Names of the cases of each dataset that are held out of training.
+        predicted_whole: Those of them that validation predicts whole.
+    """
     write_config(run.config, run.folder / "config.yaml")
     write_json(
         run.folder / "run.json",
@@ -129,6 +146,8 @@ def write_run(run: Run, versions: dict[str, str]) -> None:
             "patch_size": run.patch_size,
             "datasets": run.datasets,
             "started_from": run.started_from,
+            "held_out": held_out or {},
+            "predicted_whole": predicted_whole or {},
             "versions": versions,
         },
     )
@@ -138,7 +157,7 @@ def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
     A run that began before configs had a field has the value that says what was done then, whatever the default is
-    now: no augmentation, and a polynomial fall of the learning rate in each stage.
+    now: no augmentation, a polynomial fall of the learning rate in each stage, and every held-out case predicted whole.
 
     Raises:
         DataError: If it is not one, or its files are damaged.
@@ -182,9 +201,9 @@ def as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:
         if not rest:
             if field not in named and field not in config.model_fields_set:
                 config = config.model_copy(update={field: value})
-        elif field in named and rest[0] not in named[field]:
+        elif isinstance(named.get(field), dict) and rest[0] not in named[field]:
             section = getattr(config, field)
-            if rest[0] not in section.model_fields_set:
+            if section is not None and rest[0] not in section.model_fields_set:
                 section = section.model_copy(update={rest[0]: value})
                 config = config.model_copy(update={field: section})
     return config

@@ -45,7 +45,7 @@ from partialseg.training.optimizers import averaged_weights, computing_in, make_
 from partialseg.training.runs import Run, left_overs, remove_left_overs
 from partialseg.training.schedule import first_rate
 from partialseg.training.state import TrainingState, bring_home
-from partialseg.training.validation import Validation
+from partialseg.training.validation import Validation, left_out_note
 
 
 def train(
@@ -107,6 +107,8 @@ def _train(
         console.print(f"note: {note}")
     if config.validation is not None and (alone := _never_held_out(config, prepared)):
         console.print(f"note: no case is held out of {', '.join(alone)}: one training case each")
+    if (note := left_out_note(prepared, config.validation)) is not None:
+        console.print(f"note: {note}", soft_wrap=True)
     strategy = workers.strategy
     if strategy and config.accumulate > 1:  # Keras cannot accumulate under any other, not even on one device
         strategy = tf.distribute.get_strategy()

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from partialseg.data.folds import hold_out
+from partialseg.data.folds import hold_out, in_fixed_order
 from partialseg.data.patch_reading import PatchReader
 from partialseg.data.prepared import Case, Prepared
 from partialseg.data.sampling import fixed_draws
 from partialseg.errors import DataError
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
-from partialseg.training.config import TrainingConfig
+from partialseg.training.config import TrainingConfig, ValidationConfig
 
 #: Where a Dice comes from.
 PATCHES, VOLUMES = "patches", "volumes"
@@ -101,6 +101,42 @@ def check_held_out(kept: Prepared) -> None:
         )
 
 
+def whole_volumes(kept: Prepared, config: ValidationConfig) -> dict[str, list[Case]]:
+    """Of each dataset the held-out cases that are predicted whole: the first in a fixed order.
+
+    Args:
+        kept: What `partialseg.data.folds.hold_out` gave.
+        config: Says how many at most, or that none ever are.
+    """
+    number = 0 if config.volumes_every is None else config.volumes
+    held_out = {name: in_fixed_order(kept.select(name, "validation")) for name in kept.datasets}
+    return {name: cases[:number] for name, cases in held_out.items() if cases}
+
+
+def left_out_note(prepared: Prepared, config: ValidationConfig | None) -> str | None:
+    """A line on the held-out cases that are never predicted whole, though others are; None where there are none.
+
+    Args:
+        prepared: The prepared cases, none of them held out yet.
+        config: What is held out.
+    """
+    if config is None or config.volumes_every is None:
+        return None
+    kept = hold_out(prepared, config)
+    counts = {
+        name: (len(cases), len(kept.select(name, "validation")))
+        for name, cases in whole_volumes(kept, config).items()
+    }
+    fewer = [
+        f"{some} of the {all_} held-out cases of {name}"
+        for name, (some, all_) in counts.items()
+        if some < all_
+    ]
+    if not fewer:
+        return None
+    return f"validation predicts {', '.join(fewer)} whole (validation.volumes); run.json names them"
+
+
 class Validation:
     """Tries a network on the held-out cases of every dataset.
 
@@ -144,13 +180,15 @@ class Validation:
     def by_volumes(
         self, model: keras.Model, progress: Callable[[int, int], None] | None = None
     ) -> list[Score]:
-        """Dice of the annotated organs of each held-out case, predicted whole.
+        """Dice of the annotated organs of held-out cases, predicted whole: those of `whole_volumes`.
 
         Args:
             model: The network.
             progress: Called with the number of cases done and in all.
         """
-        scores, cases = [], self.prepared.select(split="validation")
+        scores: list[Score] = []
+        chosen = whole_volumes(self.prepared, self.config.validation)
+        cases = [case for of_dataset in chosen.values() for case in of_dataset]
         for done, case in enumerate(cases, start=1):
             scores += self._of_volume(model, case)
             if progress is not None:

@@ -95,6 +95,11 @@ def test_paper_config_has_the_numbers_of_section_4_3():
         ("name: x\nseed: 4294967296\n", "`seed`: found 4294967296, expected less than 4294967296"),
         ("name: x\nnetwrok: {}\n", "`netwrok`: there is no such field, did you mean `network`?"),
         ("name: x\nlr: 0.1\n", "there is no such field, expected one of name, description, seed, "),
+        (
+            "name: x\nvalidation: {volume: 3}\n",
+            "`validation.volume`: there is no such field, did you mean `volumes`?",
+        ),
+        ("name: x\nvalidation: {volumes: 0}\n", "line 2, `validation.volumes`: found 0, expected "),
         ("name: x\nnetwork: {drop_out: 0.1}\n", "did you mean `dropout`?"),
         (
             "name: x\noptimizer: {rate: 0.1}\n",

@@ -2,7 +2,7 @@ import pytest
 
 from partialseg.errors import DataError
 from partialseg.models import unet
-from partialseg.training.config import ScheduleConfig, TrainingConfig
+from partialseg.training.config import ScheduleConfig, TrainingConfig, ValidationConfig
 from partialseg.training.runs import Run, as_begun, read_run, write_run
 
 
@@ -59,6 +59,19 @@ def test_a_polynomial_that_began_in_each_stage_goes_on_so(run):
     assert as_begun(run.config, run.folder) == begun
     asked = run.config.model_copy(update={"schedule": ScheduleConfig(over="all_stages")})
     assert as_begun(asked, run.folder) == asked
+
+
+def test_a_run_that_began_to_predict_every_held_out_case_goes_on_so(tmp_path):
+    config = TrainingConfig(name="x", validation=ValidationConfig(folds=3))
+    run = Run(tmp_path, config, ("background", "liver"), (3.0, 1.5, 1.5), {"p": ("liver",)})
+    write_run(run, {})
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("  volumes: 10\n", "", 1))
+    begun = read_run(tmp_path).config
+    assert begun.validation == ValidationConfig(folds=3, volumes=None)
+    assert as_begun(config, tmp_path) == begun
+    without = config.model_copy(update={"validation": None})
+    assert as_begun(without, tmp_path) == without
 
 
 def test_a_run_that_names_all_its_fields_keeps_them(run):

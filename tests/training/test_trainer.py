@@ -1,5 +1,6 @@
 import csv
 import inspect
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -523,7 +524,7 @@ def test_held_out_cases_are_scored_each_epoch_and_the_best_weights_stay(
 
 def test_whole_volumes_are_scored_every_so_many_epochs_and_at_the_end(config, tiny_prepared, tmp_path):
     prepared = read_prepared(tiny_prepared)
-    options = {"folds": 2, "patches": 1, "volumes_every": 3}
+    options = {"folds": 2, "patches": 1, "volumes_every": 3, "volumes": 1}
     run = train(with_options(config, validation=options), prepared, tmp_path / "run")
     volumes = [r for r in rows(run.folder / "validation.csv") if r["source"] == "volumes"]
     assert {r["stage"] for r in volumes} == {config.stages[-1].name}
@@ -532,6 +533,12 @@ def test_whole_volumes_are_scored_every_so_many_epochs_and_at_the_end(config, ti
     assert all(0 <= float(r["dice_patches"]) <= 1 for r in log)
     trained_on = {draw.case.name for draw in _all_draws(run.config, prepared)}
     assert not trained_on & {r["case"] for r in volumes}
+    described = json.loads((run.folder / "run.json").read_text())
+    predicted = {(r["dataset"], r["case"]) for r in volumes}
+    assert predicted == {(name, case) for name, (case,) in described["predicted_whole"].items()}
+    for name, cases in described["held_out"].items():
+        assert set(described["predicted_whole"][name]) <= set(cases)
+        assert not trained_on & set(cases)
 
 
 def _all_draws(config, prepared):

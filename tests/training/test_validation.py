@@ -1,8 +1,11 @@
 """Validation: Dice by hand, held-out cases, what counts and what does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from partialseg.data.folds import hold_out
 from partialseg.data.labels import candidate_table
 from partialseg.data.pipeline import fixed_patches
 from partialseg.data.prepared import read_prepared
@@ -10,7 +13,16 @@ from partialseg.errors import DataError
 from partialseg.evaluation.metrics import score
 from partialseg.training import read_config
 from partialseg.training.config import ValidationConfig
-from partialseg.training.validation import PATCHES, VOLUMES, Overlap, Score, Validation, mean_dice
+from partialseg.training.validation import (
+    PATCHES,
+    VOLUMES,
+    Overlap,
+    Score,
+    Validation,
+    left_out_note,
+    mean_dice,
+    whole_volumes,
+)
 
 CLASSES = ("background", "liver", "left_kidney", "right_kidney")
 RANDOM = np.random.default_rng(0)
@@ -82,6 +94,56 @@ def _shown(prepared, case):
     return prepared.table(case).argmax(axis=1).astype(np.int16)[prepared.label(case)]
 
 
+@pytest.fixture(scope="module")
+def many(tiny_prepared):
+    """Twelve training cases of one dataset, two of another."""
+    real = read_prepared(tiny_prepared)
+    copies = {"btcv": 12, "msd_liver": 2}
+    cases = [
+        replace(real.select(name, "train")[0], name=f"case{index}")
+        for name, number in copies.items()
+        for index in range(number)
+    ]
+    return replace(real, cases=tuple(cases))
+
+
+def names(cases):
+    return {dataset: [case.name for case in of_dataset] for dataset, of_dataset in cases.items()}
+
+
+def test_of_each_dataset_so_many_cases_are_predicted_whole_the_same_ones_each_time(many):
+    whole = {
+        number: names(whole_volumes(hold_out(many, fold), fold))
+        for number in (1, 2, None)
+        for fold in [ValidationConfig(folds=2, volumes=number)]
+    }
+    assert {number: [len(cases) for cases in chosen.values()] for number, chosen in whole.items()} == {
+        1: [1, 1],
+        2: [2, 1],
+        None: [6, 1],
+    }
+    assert whole[1]["btcv"] == whole[2]["btcv"][:1]
+    assert set(whole[2]["btcv"]) < set(whole[None]["btcv"])
+    fold = ValidationConfig(folds=2, volumes=2)
+    backward = replace(many, cases=many.cases[::-1])
+    assert names(whole_volumes(hold_out(backward, fold), fold)) == whole[2]
+    never = ValidationConfig(folds=2, volumes_every=None)
+    assert not any(whole_volumes(hold_out(many, never), never).values())
+
+
+def test_a_note_says_of_which_datasets_not_every_held_out_case_is_predicted_whole(many):
+    assert left_out_note(many, ValidationConfig(folds=2, volumes=2)) == (
+        "validation predicts 2 of the 6 held-out cases of btcv whole (validation.volumes); run.json names them"
+    )
+    for nothing_to_say in (
+        None,
+        ValidationConfig(folds=2),
+        ValidationConfig(folds=2, volumes=None),
+        ValidationConfig(folds=2, volumes=1, volumes_every=None),
+    ):
+        assert left_out_note(many, nothing_to_say) is None
+
+
 def test_patches_are_the_same_at_every_call_and_scored_together(tiny_prepared):
     prepared = read_prepared(tiny_prepared)
     first, again = (Validation(validating(), prepared) for _ in range(2))
@@ -104,8 +166,6 @@ def test_patches_are_kept_as_stored_and_mean_what_the_candidates_of_patches_mean
 
 
 def test_data_of_which_nothing_can_be_held_out_are_refused(tiny_prepared):
-    from dataclasses import replace
-
     prepared = read_prepared(tiny_prepared)
     first = [prepared.select(name, "train")[0] for name in prepared.datasets]
     with pytest.raises(DataError, match="no dataset has two training cases"):
