@@ -39,6 +39,8 @@ DAMAGED = (
     struct.error,
     zlib.error,
 )
+#: How the names of the segmentations end that `partialseg predict` writes, perhaps beside the slices of a scan.
+SEGMENTATION_SUFFIX = ".seg.dcm"
 #: How many folders below the given one are looked into for the one that holds the slices.
 _MAX_DEPTH = 3
 #: Fewer slices than this, across a longer series, are a scout.
@@ -252,12 +254,12 @@ def list_series(folder: str | Path) -> list[Series]:
 
 
 def holds_dicom(folder: str | Path) -> bool:
-    """Whether `list_series` would find DICOM files, of whatever kind, in a folder or below it.
+    """Whether `list_series` would find DICOM files, of whatever kind but our own, in a folder or below it.
 
     Raises:
         DataError: If several folders below it hold some.
     """
-    return any(map(is_dicom, _visible(_slice_folder(Path(folder)))))
+    return any(map(_may_be_slice, _visible(_slice_folder(Path(folder)))))
 
 
 def choose_series(folder: str | Path, series: str | None = None) -> Series:
@@ -330,10 +332,10 @@ def _slice_folder(folder: Path, depth: int = 0) -> Path:
     """The folder itself, or the one folder below it that holds DICOM files where it holds none."""
     entries = [path for path in _visible(folder)]
     below = [path for path in entries if path.is_dir()]
-    if depth == _MAX_DEPTH or not below or any(is_dicom(path) for path in entries):
+    if depth == _MAX_DEPTH or not below or any(map(_may_be_slice, entries)):
         return folder
     found = {path: _slice_folder(path, depth + 1) for path in below}
-    holding = {top: path for top, path in found.items() if any(map(is_dicom, _visible(path)))}
+    holding = {top: path for top, path in found.items() if any(map(_may_be_slice, _visible(path)))}
     if len(holding) > 1:
         names = ", ".join(path.name for path in list(holding)[:5])
         raise DataError(
@@ -347,6 +349,10 @@ def _visible(folder: Path) -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     except OSError as error:
         raise DataError(folder, f"cannot be listed ({error})", "give a folder of DICOM slices") from error
+
+
+def _may_be_slice(path: Path) -> bool:
+    return is_dicom(path) and not path.name.endswith(SEGMENTATION_SUFFIX)
 
 
 def is_dicom(path: Path) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import pydicom
 
 from partialseg.data.cards import Card
-from partialseg.data.dicom_series import choose_series
 from partialseg.data.raw_files import content_hash
 from partialseg.data.volumes import read_image
 from partialseg.errors import DataError
@@ -34,7 +33,7 @@ from partialseg.inference.prediction_files import (
     write_prediction,
 )
 from partialseg.inference.probability_maps import file_names, probability_maps
-from partialseg.inference.scans import Scan, list_scans, stem
+from partialseg.inference.scans import Scan, list_scans, stem, with_files
 from partialseg.inference.summary import write_summary
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
@@ -141,6 +140,7 @@ def predict(
             bar.reset(windows, description=scan.name)
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
+                scan = with_files(scan)
                 check_names_are_free(label_map, sources)
                 sidecar = None if again else find_prediction(label_map, scan.sources, origin)
                 if sidecar is not None:
@@ -207,7 +207,7 @@ def predict_scan(
         DataError: If the scan cannot be read or has an unusable geometry; or if files that are no prediction lie
             where its files are to be.
     """
-    scan, outputs = Scan(stem(Path(out)), Path(path), series), outputs or Outputs()
+    scan, outputs = with_files(Scan(stem(Path(out)), Path(path), series)), outputs or Outputs()
     networks = [Network(model, run.patch_size)] if callable(model) else model
     check_names_are_free(Path(out), {scan.path.resolve()})
     origin = _origin([run], settings, outputs)
@@ -286,8 +286,7 @@ def _identifiers(scan: Scan) -> dict[str, str | None]:
     tags = {"series_uid": "SeriesInstanceUID", "study_uid": "StudyInstanceUID"}
     if not scan.path.is_dir():
         return dict.fromkeys(tags)
-    first = scan.files[0] if scan.files else choose_series(scan.path, scan.series).slices[0].path
-    header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=list(tags.values()))
+    header = pydicom.dcmread(scan.files[0], stop_before_pixels=True, specific_tags=list(tags.values()))
     return {key: str(header.get(tag, "")) or None for key, tag in tags.items()}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from partialseg import __version__
+from partialseg.data.dicom_series import SEGMENTATION_SUFFIX
 from partialseg.data.organ_codes import is_private, organ_code
 from partialseg.data.raw_files import content_hash, stamp
 from partialseg.data.volumes import Volume, write_label_map
@@ -293,7 +294,7 @@ def _names(label_map: Path) -> tuple[Path, ...]:
 
 
 def _dicom_seg_path(label_map: Path) -> Path:
-    return label_map.with_name(f"{stem(label_map)}.seg.dcm")
+    return label_map.with_name(f"{stem(label_map)}{SEGMENTATION_SUFFIX}")
 
 
 def _probabilities_path(label_map: Path) -> Path:

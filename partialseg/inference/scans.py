@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partialseg.data.cards import Card, assign_splits, find_cases
-from partialseg.data.dicom_series import Series, holds_dicom, list_series
+from partialseg.data.dicom_series import SEGMENTATION_SUFFIX, Series, choose_series, holds_dicom, list_series
 from partialseg.data.folder_kinds import check_is_not_prepared
 from partialseg.data.volumes import SUFFIXES
 from partialseg.errors import DataError, first_of
@@ -35,8 +36,8 @@ class Scan:
         name: Name of its prediction.
         path: A file, or a folder with the slices of DICOM series.
         series: Which series of the folder, where there are several; see `partialseg.data.dicom`.
-        files: The files of that series, without what else lies in the folder; empty where `path` is a file or all of
-            it is the scan.
+        files: The files of that series, without what else lies in the folder; empty where `path` is a file, or they are
+            not listed yet (see `with_files`).
     """
 
     name: str
@@ -175,8 +176,8 @@ def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:
 def _holds_predictions(folder: Path) -> bool:
     """Whether the DICOM files of a folder are segmentations that were written beside label maps."""
     names = [path.name for path in _visible(folder) if path.is_file()]
-    is_written = all(name.endswith((".seg.dcm", ".json", ".nii.gz", SUMMARY)) for name in names)
-    return is_written and any(name.endswith(".seg.dcm") for name in names)
+    is_written = all(name.endswith((SEGMENTATION_SUFFIX, ".json", ".nii.gz", SUMMARY)) for name in names)
+    return is_written and any(name.endswith(SEGMENTATION_SUFFIX) for name in names)
 
 
 def _volume_files(folder: Path) -> list[Path]:
@@ -222,17 +223,31 @@ def _dicom_scans(folder: Path, case: str) -> list[Scan]:
     """The series of a folder of DICOM slices, named after it; several also after their numbers."""
     found = list_series(folder)
     if len(found) == 1:
-        return [Scan(case, folder, None, _files_of(found[0]))]
+        return [Scan(case, folder, None, files_of(found[0]))]
     scans, seen = [], Counter()
     for series in found:
         name = f"{case}_series{series.number or 0}"
         seen[name] += 1
         again = f"_{seen[name]}" if seen[name] > 1 else ""
-        scans.append(Scan(name + again, folder, series.uid, _files_of(series)))
+        scans.append(Scan(name + again, folder, series.uid, files_of(series)))
     return scans
 
 
-def _files_of(series: Series) -> tuple[Path, ...]:
+def with_files(scan: Scan) -> Scan:
+    """The scan with the files of its series, where it is a folder of which they were not listed.
+
+    What is written into the folder later, such as a prediction, is then no part of the scan.
+
+    Raises:
+        DataError: If the folder holds no series, or several and not the one that is meant.
+    """
+    if scan.files or not scan.path.is_dir():
+        return scan
+    return dataclasses.replace(scan, files=files_of(choose_series(scan.path, scan.series)))
+
+
+def files_of(series: Series) -> tuple[Path, ...]:
+    """The files of a series, each once, sorted."""
     return tuple(sorted({one.path for one in series.slices}))
 
 

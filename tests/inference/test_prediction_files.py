@@ -11,6 +11,7 @@ import pydicom
 import pydicom.data
 import pytest
 
+from partialseg.data.cards import read_card
 from partialseg.errors import DataError
 from partialseg.inference.postprocessing import OrganRules
 from partialseg.inference.predict import predict
@@ -276,18 +277,38 @@ def test_dicom_segmentation_is_written_beside_a_series_and_refused_for_other_sca
     assert not (out / "series.seg.dcm").exists()  # it would be of another prediction than the label map
 
 
-def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_path, network):
-    folder = tmp_path / "series"
-    folder.mkdir()
+def write_six_slices(folder):
+    folder.mkdir(parents=True)
     dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
     for index in range(6):
         dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
         dataset.save_as(folder / f"{index}.dcm")
+
+
+def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_path, network):
+    folder = tmp_path / "series"
+    write_six_slices(folder)
     arguments = {"progress": False, "outputs": Outputs(dicom_seg=True)}
     for out in (folder / "out", folder):
         assert len(predict(run, [folder], out, **arguments).written) == 1
         again = predict(run, [folder], out, **arguments)
         assert (len(again.kept), again.written, again.problems) == (1, [], [])
+
+
+@pytest.mark.parametrize("out", ["case/slices", "case", "case/out"])
+def test_predictions_within_a_case_of_a_card_are_no_part_of_it(run, tmp_path, network, out):
+    raw = tmp_path / "raw"
+    write_six_slices(raw / "case" / "slices")
+    text = (
+        "---\nname: mine\nsource: here\nlicence: none\nfiles: {image: '*', label: '*/label.nii.gz'}\n"
+        "labels: {1: liver}\nannotated: [liver]\nsplits: {test: 0.5}\n---\n"
+    )
+    card_file = tmp_path / "mine.md"
+    card_file.write_text(text)
+    arguments = {"progress": False, "outputs": Outputs(dicom_seg=True), "card": read_card(card_file)}
+    assert len(predict(run, [raw], raw / out, **arguments).written) == 1
+    again = predict(run, [raw], raw / out, **arguments)
+    assert (len(again.kept), again.written, again.problems) == (1, [], [])
 
 
 def test_folders_of_scans_that_are_not_read_are_named(run, scans, tmp_path, network):
@@ -308,11 +329,7 @@ def test_folders_of_scans_that_are_not_read_are_named(run, scans, tmp_path, netw
 
 def test_predictions_beside_the_series_of_a_patient_are_no_series(run, tmp_path, network):
     folder = tmp_path / "patient" / "series"
-    folder.mkdir(parents=True)
-    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
-    for index in range(6):
-        dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
-        dataset.save_as(folder / f"{index}.dcm")
+    write_six_slices(folder)
     out = tmp_path / "patient" / "out"
     first = predict(run, [tmp_path / "patient"], out, progress=False)
     (out / "patient.seg.dcm").write_bytes((folder / "0.dcm").read_bytes())
