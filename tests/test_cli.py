@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,12 @@ def test_help_says_what_goes_in_and_what_comes_out(command):
     assert ended.exit_code == 0
     assert "In: " in ended.output
     assert "Out: " in ended.output
+
+
+def test_the_page_on_the_parts_lists_every_command():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `partialseg ([a-z -]+)` \|", page, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(" ".join(command) for command in COMMANDS)
 
 
 def test_help_names_the_promised_commands_and_the_exit_status():
