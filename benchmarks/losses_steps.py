@@ -12,7 +12,8 @@ import statistics
 import time
 
 import numpy as np
-from losses_worker import candidates_of, label_map, use_threads
+from losses_worker import candidates_of, label_map
+from threads import use_threads
 
 import partialseg  # noqa: F401  # sets TensorFlow's environment before its import
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threads import use_framework_threads, use_threads
 
 #: A first step on so few voxels loads the framework's code, which is not the loss's memory.
 SMALL = (8, 8, 8)
@@ -36,13 +37,6 @@ class Contender(NamedTuple):
     prepare: Callable[[np.ndarray, int], tuple[Any, Any]]
     step: Callable[[Any, Any], float]
     packages: tuple[str, ...]
-
-
-def use_threads(threads: int) -> None:
-    """Give this process as many cores; before a framework is imported, since its pools count them."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ[name] = str(threads)
 
 
 def label_map(shape: tuple[int, ...], num_classes: int) -> np.ndarray:
@@ -84,7 +78,7 @@ def torch_contender(name: str, threads: int) -> Contender:
     """The losses of nnU-Net and MONAI on channels first, the label as each takes it."""
     import torch
 
-    torch.set_num_threads(threads)
+    use_framework_threads(torch, threads)
     if name == "nnunet":
         from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
         from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -139,8 +133,7 @@ def tensorflow_contender(name: str, threads: int, jit_compile: bool) -> Contende
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    use_framework_threads(tf, threads)
     loss = keras_loss(name)
 
     @tf.function(jit_compile=jit_compile)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threads import use_framework_threads, use_threads
 
 TOLERANCE_MM = 2.0
 Metrics = dict[str, float]
@@ -70,7 +70,7 @@ def monai() -> MaskMetrics:
         compute_surface_dice,
     )
 
-    torch.set_num_threads(1)
+    use_framework_threads(torch, 1)
 
     def metrics(prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...]) -> Metrics:
         pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("contender")
     parser.add_argument("cases", type=Path)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_threads(1)
     warnings.simplefilter("ignore")  # SciPy's and MONAI's about names that go away
     if peer := PEERS.get(arguments.contender):
         mask_metrics = peer[0]()

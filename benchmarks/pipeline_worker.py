@@ -23,7 +23,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from losses_worker import resident_mb, use_threads
+from losses_worker import resident_mb
+from threads import use_threads
 
 Start = Callable[[], Iterator[Any]]
 

@@ -22,7 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from losses_worker import resident_mb, use_threads
+from losses_worker import resident_mb
+from threads import use_framework_threads, use_threads
 
 NUM_CLASSES = 6
 PATCH_SIZE = (48, 96, 96)
@@ -47,7 +48,7 @@ def torch_turns(network_name: str, threads: int, num_windows: int) -> dict[str, 
     from monai.inferers import SlidingWindowInferer
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    torch.set_num_threads(threads)
+    use_framework_threads(torch, threads)
     network = torch_network(torch, network_name).eval()
     image = torch.from_numpy(volume(num_windows))[None]
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
@@ -114,8 +115,7 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
     from partialseg.models.forward import forward_pass
     from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    use_framework_threads(tf, threads)
     model = keras_network(network_name)
     image = volume(num_windows)
     patch = np.ascontiguousarray(image[None, : PATCH_SIZE[0], : PATCH_SIZE[1], : PATCH_SIZE[2], None])

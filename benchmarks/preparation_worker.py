@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from losses_worker import measured, resident_mb, use_threads
+from losses_worker import measured, resident_mb
+from threads import use_threads
 
 Turn = Callable[[], dict[str, np.ndarray]]
 
