@@ -14,7 +14,7 @@ from partialseg.data.prepared import Prepared
 from partialseg.errors import DataError
 from partialseg.training.config import StageConfig, TrainingConfig, stage_datasets
 from partialseg.training.loss_config import LOSS_CONFIGS, LossConfig
-from partialseg.training.network_config import network_of_kind
+from partialseg.training.network_config import NetworkConfig, network_of_kind
 
 #: The fully annotated dataset F, by its card.
 FULL = "btcv"
@@ -142,6 +142,10 @@ class Network:
         """The datasets on whose test cases it is scored: all that annotate one of its organs."""
         return self.data.cards
 
+    def network(self, base: TrainingConfig) -> NetworkConfig:
+        """The network of its config."""
+        return base.network if self.kind is None else network_of_kind(self.kind, base.network)
+
     def training_config(self, base: TrainingConfig, prepared: Prepared) -> TrainingConfig:
         """The config of its training: its losses, stages and kind of network, all else as in `base`.
 
@@ -154,9 +158,7 @@ class Network:
             stages.append(stage.config.model_copy(update={"patches_per_dataset": each}))
         # Nothing in it depends on the table, so that tables in one folder can share the network.
         named = {"name": f"{base.name}_{self.name}", "description": f"{self.name} of a study"}
-        own = {"losses": self.losses, "stages": tuple(stages)}
-        if self.kind is not None:
-            own["network"] = network_of_kind(self.kind, base.network)
+        own = {"network": self.network(base), "losses": self.losses, "stages": tuple(stages)}
         return base.model_copy(update={**named, **own})
 
 
@@ -192,42 +194,6 @@ def plan_study(name: str, config: TrainingConfig) -> tuple[Network, ...]:
             "take `preset` and its options out of `losses`",
         )
     return tuple(planners[name](config))
-
-
-def table_notes(name: str, networks: Collection[Network]) -> tuple[str, ...]:
-    """What must be said below a table.
-
-    Args:
-        name: "table3" to "table7".
-        networks: Those of the plan.
-
-    Example:
-        >>> table_notes("table3", ())
-        ()
-    """
-    if name != "table7":
-        return ()
-    own = "; ".join(
-        network.row for network in networks if network.kind is not None and network.row is not None
-    )
-    if any(network.start_from is not None for network in networks):
-        differ = (
-            "The other rows differ in the loss of the second stage alone: network, patches, steps and the first stage "
-            "(F, with CE + Dice) are the same."
-        )
-    else:
-        differ = "The other rows differ in the loss alone: network, patches and steps are the same."
-    return (
-        f"Rows with a network of their own: {own}. They have its loss from the first step on. Stages and channels of "
-        "the network, patches and steps are those of the other rows; the number of weights is not. PIPO-FAN's scales "
-        "are always supervised; else deep supervision is the config's. The conditioned U-Net and DoDNet are made of "
-        "this package's blocks, and learn all annotated organs of a patch at once.",
-        f"{differ} So the rows of PaNN's and PIPO-FAN's loss are their losses, not the methods. PaNN's rounds of "
-        "training are not here, PIPO-FAN is in 3D, and the numbers are not those of the paper's Table 7.",
-        "PaNN's prior is that of the fully annotated training cases, and its row has no Dice loss. Losses have the "
-        "defaults of this package; learning rate and weights were tuned for none of the rows. The two that treat "
-        "unlabelled organs as background, or ignore them, count and reduce the classes in Dice as ours does.",
-    )
 
 
 def choose_networks(networks: Collection[Network], only: Collection[str]) -> tuple[Network, ...]:

@@ -29,6 +29,7 @@ from partialseg.files import write_json, write_text
 from partialseg.progress import console
 from partialseg.report.folders import report_run
 from partialseg.study.annotation import keep_single_organs
+from partialseg.study.notes import table_notes
 from partialseg.study.plan import (
     METRICS,
     TITLES,
@@ -36,11 +37,11 @@ from partialseg.study.plan import (
     TrainingData,
     choose_networks,
     plan_study,
-    table_notes,
 )
 from partialseg.study.scoring import is_scored, score_network
 from partialseg.study.table import study_markdown, study_table
 from partialseg.training.config import TrainingConfig, read_config
+from partialseg.training.memory import estimate_training
 from partialseg.training.not_finite import LossIsNotFiniteError
 from partialseg.training.runs import Run, read_run
 from partialseg.training.trainer import train
@@ -115,7 +116,9 @@ def run_study(
     _check_settings(out, raw, seed, spacing)
     study = _Study(out, _raw_data(out, raw, seed), config, spacing)
     for number, network in enumerate(chosen, 1):
-        console.print(f"[bold]{number}/{len(chosen)} {network.name}[/bold]")
+        own = config.model_copy(update={"network": network.network(config)})
+        memory = estimate_training(own, 1 + len(network.data.organs)).gigabytes
+        console.print(f"[bold]{number}/{len(chosen)} {network.name}[/bold], about {memory:.1f} GB")
         study.make(network)
         keras.backend.clear_session()  # dozens of networks in one process would fill the memory
     return _write(name, networks, study)

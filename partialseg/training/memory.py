@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from partialseg.training.config import TrainingConfig
 from partialseg.training.network_config import NetworkConfig
 from partialseg.training.network_sizes import network_size
 
@@ -73,3 +74,21 @@ def estimate(
         maps=batch_size * (found.maps * size + found.logits * 4 * MAPS_OF_A_CLASS),
         passing=batch_size * found.largest * size * MAPS_IN_PASSING,
     )
+
+
+def estimate_training(config: TrainingConfig, num_classes: int, devices: int = 1) -> Memory:
+    """Estimate what a step of a config needs, on each device.
+
+    Args:
+        config: With network, patch, batch, optimiser and precision.
+        num_classes: Background included.
+        devices: How many share a batch.
+
+    Example:
+        >>> round(estimate_training(TrainingConfig(name="paper's patch"), 6).gigabytes, 1)
+        11.8
+    """
+    copies = 1 + (2 if config.optimizer.name == "adam" else 1) + (config.optimizer.ema is not None)
+    copies += config.accumulate > 1
+    at_a_time = -(-config.batch_size // (config.accumulate * devices))
+    return estimate(config.network, config.patch_size, at_a_time, num_classes, config.precision, copies)

@@ -14,7 +14,7 @@ from partialseg.errors import DataError
 from partialseg.models.topology import Topology, topology
 from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.fingerprint import Fingerprint, fingerprint
-from partialseg.training.memory import Memory, estimate
+from partialseg.training.memory import Memory, estimate_training
 from partialseg.training.network_config import NetworkConfig, UNetConfig
 from partialseg.wording import counted
 
@@ -185,10 +185,8 @@ class _Search:
         return type(own).model_validate(content)
 
     def memory(self, network: NetworkConfig, patch_size: Sequence[int], batch_size: int) -> Memory:
-        copies = 1 + (2 if self.base.optimizer.name == "adam" else 1) + (self.base.optimizer.ema is not None)
-        copies += self.base.accumulate > 1
-        at_a_time = -(-batch_size // (self.base.accumulate * self.devices))
-        return estimate(network, patch_size, at_a_time, self.num_classes, self.base.precision, copies)
+        chosen = {"network": network, "patch_size": tuple(patch_size), "batch_size": batch_size}
+        return estimate_training(self.base.model_copy(update=chosen), self.num_classes, self.devices)
 
     def fits(self, stages: Topology, batch_size: int) -> bool:
         if len(stages.strides) < 2:

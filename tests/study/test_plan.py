@@ -10,6 +10,7 @@ from partialseg.data.classes import class_names
 from partialseg.data.prepared import Case, Dataset, Prepared
 from partialseg.data.relabel import prepared_values
 from partialseg.errors import DataError
+from partialseg.study.notes import table_notes
 from partialseg.study.plan import (
     ANNOTATIONS,
     CARDS,
@@ -17,7 +18,6 @@ from partialseg.study.plan import (
     WEIGHTS,
     choose_networks,
     plan_study,
-    table_notes,
 )
 from partialseg.training.config import StageConfig, TrainingConfig, read_config
 from partialseg.training.loss_config import LOSS_CONFIGS

@@ -8,6 +8,8 @@ from partialseg.cli import main
 from partialseg.errors import DataError
 from partialseg.training.config import read_config
 
+DODNET = "DoDNet's dynamic head, masked sigmoid"
+
 
 @pytest.fixture(scope="module")
 def config():
@@ -104,21 +106,32 @@ def test_list_prints_networks_and_steps_and_writes_nothing(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_table_7_trains_with_other_losses_and_says_that_these_alone_are_compared(tiny_raw, config, tmp_path):
+def test_table_7_trains_with_other_losses_and_networks_and_says_what_is_compared(tiny_raw, config, tmp_path):
     from partialseg.study.runner import run_study
+    from partialseg.training.runs import read_run
 
-    only = ["all-prior-aware", "all-target-adaptive"]
+    only = ["all-prior-aware", "all-target-adaptive", "all-dynamic-head"]
     result = run_study("table7", tmp_path, raw=tiny_raw, config=config, spacing_mm=(6, 6, 6), only=only)
     assert not result.problems
     assert "all-ce+dice+exclusion-1to2" in result.missing
-    assert list(result.table["network"].unique()) == ["PaNN's loss", "PIPO-FAN's loss"]
+    assert list(result.table["network"].unique()) == ["PaNN's loss", "PIPO-FAN's loss", DODNET]
     text = (tmp_path / "table.md").read_text()
     assert "are their losses, not the methods" in text
     terms = {name: pd.read_csv(tmp_path / "runs" / name / "terms.csv")["term"] for name in only}
     assert {name: set(found) for name, found in terms.items()} == {
         "all-prior-aware": {"CE", "prior"},
         "all-target-adaptive": {"TAL"},
+        "all-dynamic-head": {"BCE", "DC"},
     }
+    runs = {name: read_run(tmp_path / "runs" / name) for name in (*only, "first-dynamic-head")}
+    assert {name: run.config.network.kind for name, run in runs.items()} == {
+        "all-prior-aware": "unet",
+        "all-target-adaptive": "unet",
+        "all-dynamic-head": "dynamic_head",
+        "first-dynamic-head": "dynamic_head",
+    }
+    assert runs["all-dynamic-head"].started_from == "../first-dynamic-head"
+    assert DODNET.partition("'")[0] in (tmp_path / "report.html").read_text()
 
 
 def test_unknown_networks_and_tables_exit_with_2(monkeypatch, capsys):
