@@ -417,6 +417,14 @@ def test_post_processing_is_chosen_and_applied(run, raw, prepared, tmp_path):
     (run / "postprocessing.yaml").unlink()
 
 
+def evaluate_kits19(predictions, raw, out, *options) -> None:
+    """Score the predictions, in this process."""
+    ended = call(
+        "evaluate", predictions, "--truth", raw, "--card", "kits19", "--out", out, "--jobs", 1, *options
+    )
+    assert ended.status == 0, ended
+
+
 def test_evaluate_scores_the_annotated_organs(predictions, raw, tmp_path):
     ended = call(
         "evaluate", predictions, "--truth", raw, "--card", "kits19", "--out", tmp_path, "--split", "test"
@@ -452,18 +460,9 @@ def test_evaluate_asks_for_a_prediction_of_every_case_of_the_split(predictions, 
 
 
 def test_evaluate_takes_definition_unit_and_tolerances(predictions, raw, tmp_path):
-    asked = [
-        "--hd95",
-        "pooled",
-        "--unit",
-        "voxels",
-        "--nsd-tolerance",
-        "3",
-        "--nsd-tolerance",
-        "left_kidney=1",
-    ]
     common = ("evaluate", predictions, "--truth", raw, "--card", "kits19", "--out", tmp_path, "--jobs", 1)
-    ended = call(*common, *asked)
+    tolerances = ("--nsd-tolerance", "3", "--nsd-tolerance", "left_kidney=1")
+    ended = call(*common, "--hd95", "pooled", "--unit", "voxels", *tolerances)
     assert ended.status == 0, ended
     assert "HD95 voxels" in ended.out
     rows = json.loads((tmp_path / "scores.json").read_text())["scores"]
@@ -487,20 +486,7 @@ def test_the_definitions_of_hd95_are_those_of_the_evaluation():
 
 def test_compare_says_what_differs_between_two_runs(predictions, raw, tmp_path):
     for name in ("plain", "marginal"):
-        ended = call(
-            *(
-                "evaluate",
-                predictions,
-                "--truth",
-                raw,
-                "--card",
-                "kits19",
-                "--out",
-                tmp_path / name / "kits19",
-            ),
-            *("--jobs", 1, "--hd95", "pooled"),
-        )
-        assert ended.status == 0, ended
+        evaluate_kits19(predictions, raw, tmp_path / name / "kits19", "--hd95", "pooled")
     ended = call("compare", tmp_path / "plain", tmp_path / "marginal", "--out", tmp_path / "out")
     assert ended.status == 0, ended
     assert "Dice: marginal less plain" in ended.out
@@ -514,21 +500,7 @@ def test_compare_says_what_differs_between_two_runs(predictions, raw, tmp_path):
 
 
 def test_table_joins_scores(predictions, raw, tmp_path):
-    ended = call(
-        *(
-            "evaluate",
-            predictions,
-            "--truth",
-            raw,
-            "--card",
-            "kits19",
-            "--out",
-            tmp_path / "scores",
-            "--jobs",
-            1,
-        )
-    )
-    assert ended.status == 0, ended
+    evaluate_kits19(predictions, raw, tmp_path / "scores")
     ended = call("table", tmp_path / "scores", "--out", tmp_path / "table")
     assert ended.status == 0, ended
     assert ended.out.splitlines()[-1] == f"Table: {tmp_path / 'table' / 'table.md'}"

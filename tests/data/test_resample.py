@@ -9,22 +9,6 @@ from partialseg.data.resample import (
     resampled_grid,
 )
 
-GRIDS = [
-    pytest.param((9, 31, 24), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5), id="up across, down in plane"),
-    pytest.param((40, 21, 10), (0.5, 3.0, 2.0), (3.0, 1.5, 1.5), id="down across, up in plane"),
-    pytest.param((1, 7, 13), (2.5, 1.0, 1.0), (3.0, 1.5, 1.5), id="one slice"),
-    pytest.param((20, 1, 2), (0.5, 1.0, 1.0), (3.0, 0.6, 0.4), id="one row, two columns"),
-    pytest.param((2, 3, 4), (9.0, 9.0, 9.0), (1.0, 2.0, 3.0), id="far up"),
-]
-
-
-def positions(shape, spacing, new_shape, new_spacing):
-    axes = [
-        (np.arange(m) - (m - 1) / 2) * new / old + (n - 1) / 2
-        for n, m, old, new in zip(shape, new_shape, spacing, new_spacing, strict=True)
-    ]
-    return np.meshgrid(*axes, indexing="ij")
-
 
 def sphere(shape, spacing, radius_mm, off_centre_mm=(0, 0, 0)):
     axes = [
@@ -34,9 +18,9 @@ def sphere(shape, spacing, radius_mm, off_centre_mm=(0, 0, 0)):
     return z**2 + y**2 + x**2 < radius_mm**2
 
 
-@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_image_equals_scipy_cubic_spline(shape, spacing, new_spacing, dtype):
+def test_image_equals_scipy_cubic_spline(grid, dtype, positions):
+    shape, spacing, new_spacing = grid
     image = np.random.default_rng(0).normal(0, 1000, shape).astype(dtype)
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
     where = positions(shape, spacing, new_shape, new_spacing)
@@ -105,8 +89,8 @@ def test_image_and_label_are_the_same_when_spacing_is_unchanged():
     np.testing.assert_array_equal(resample_label(label, spacing, read_back), label)
 
 
-@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
-def test_grid_has_the_new_spacing_and_the_same_centre(shape, spacing, new_spacing):
+def test_grid_has_the_new_spacing_and_the_same_centre(grid):
+    shape, spacing, new_spacing = grid
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.diag(spacing[::-1])

@@ -7,32 +7,23 @@ from scipy import ndimage
 from partialseg.data.resample import resampled_grid
 from partialseg.data.resample_back import ScanLabels, resample_back
 
-GRIDS = [
-    pytest.param((9, 31, 24), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5), id="up across, down in plane"),
-    pytest.param((40, 21, 10), (0.5, 3.0, 2.0), (3.0, 1.5, 1.5), id="down across, up in plane"),
-    pytest.param((1, 7, 13), (2.5, 1.0, 1.0), (3.0, 1.5, 1.5), id="one slice"),
-    pytest.param((20, 1, 2), (0.5, 1.0, 1.0), (3.0, 0.6, 0.4), id="one row, two columns"),
-    pytest.param((2, 3, 4), (9.0, 9.0, 9.0), (1.0, 2.0, 3.0), id="far up"),
-    pytest.param((5, 6, 7), (3.0, 1.5, 1.5), (3.0, 1.5, 1.5), id="the same"),
-]
+
+@pytest.fixture
+def interpolated(positions):
+    """A function: scores in the voxels of another grid, by SciPy."""
+
+    def scores_in(scores, spacing, shape, original_spacing):
+        where = positions(scores.shape[:3], spacing, shape, original_spacing)
+        classes = (scores[..., c].astype(float) for c in range(scores.shape[-1]))
+        return np.stack(
+            [ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in classes], axis=-1
+        )
+
+    return scores_in
 
 
-def positions(shape, spacing, new_shape, new_spacing):
-    axes = [
-        (np.arange(m) - (m - 1) / 2) * new / old + (n - 1) / 2
-        for n, m, old, new in zip(shape, new_shape, spacing, new_spacing, strict=True)
-    ]
-    return np.meshgrid(*axes, indexing="ij")
-
-
-def interpolated(scores, spacing, shape, original_spacing):
-    where = positions(scores.shape[:3], spacing, shape, original_spacing)
-    classes = (scores[..., c].astype(float) for c in range(scores.shape[-1]))
-    return np.stack([ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in classes], axis=-1)
-
-
-@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
-def test_scores_go_back_to_the_scans_own_grid(shape, spacing, new_spacing):
+def test_scores_go_back_to_the_scans_own_grid(grid, interpolated):
+    shape, spacing, new_spacing = grid
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
     scores = np.random.default_rng(4).normal(size=(*new_shape, 4)).astype(np.float32)
     whole = interpolated(scores, new_spacing, shape, spacing)
@@ -44,8 +35,8 @@ def test_scores_go_back_to_the_scans_own_grid(shape, spacing, new_spacing):
     np.testing.assert_array_equal(labels[clear], whole.argmax(axis=-1)[clear])
 
 
-@pytest.mark.parametrize(("shape", "spacing", "new_spacing"), GRIDS)
-def test_scores_of_each_plane_are_handed_over_in_turn(shape, spacing, new_spacing):
+def test_scores_of_each_plane_are_handed_over_in_turn(grid, interpolated):
+    shape, spacing, new_spacing = grid
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
     scores = np.random.default_rng(5).normal(size=(*new_shape, 3)).astype(np.float32)
     planes = []
@@ -57,7 +48,7 @@ def test_scores_of_each_plane_are_handed_over_in_turn(shape, spacing, new_spacin
     np.testing.assert_allclose(found, interpolated(scores, new_spacing, shape, spacing), atol=1e-5)
 
 
-def test_a_large_organ_goes_back_at_its_size():
+def test_a_large_organ_goes_back_at_its_size(interpolated):
     shape, spacing, new_spacing = (25, 60, 70), (5.0, 0.8, 0.8), (3.0, 1.5, 1.5)
     new_shape, _ = resampled_grid(shape, np.eye(4), spacing, new_spacing)
     z, y, x = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(new_shape, new_spacing, strict=True))
