@@ -4,8 +4,9 @@
     python benchmarks/training.py attempts [--rounds 5]                     what was tried to make it faster
 
 About 12 and 20 minutes on 2 cores. Linux with glibc only. The same network, patches and batch in each framework:
-forward, loss, backward, clipped gradient, update. Each contender has a process of its own, which stays alive; they
-take turns of `--steps` steps, after one turn that traces and compiles. For the peers see benchmarks/losses.py.
+forward, loss, backward, clipped gradient, weight decay, update. Each contender has a process of its own, which stays
+alive; they take turns of `--steps` steps, after one turn that traces and compiles. For the peers see
+benchmarks/losses.py.
 """
 
 from __future__ import annotations
@@ -63,9 +64,12 @@ ATTEMPTS = (
 PARTS = {"compare": COMPARED, "attempts": ATTEMPTS}
 NOTES = """
 - The network: nnU-Net's plain 3D U-Net of 5 stages, 32 to 320 channels, deep supervision, 6 classes, float32,
-  batch 2; SGD with Nesterov's momentum, gradient clipped by its norm.
+  batch 2; SGD with Nesterov's momentum, weight decay, gradient clipped by its norm.
 - nnU-Net: what `nnUNetTrainer.train_step` does on a CPU, with the network, loss and optimiser that it builds.
-- partialseg: `model.fit` as `partialseg train` calls it, `PartialSupervision` on fully annotated patches.
+- partialseg: the step of `partialseg train` with the same optimiser (its weight decay beside the gradient), and its
+  callbacks after each step; `PartialSupervision` on fully annotated patches. The default preset's Adam, and its mean of
+  the weights, which nnU-Net does not have, are not in it.
+- Left out on both sides: reading patches and augmentation, and what is done at the end of an epoch.
 - Allocator tuned: glibc keeps its pages (`MALLOC_MMAP_MAX_=0`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`).
 - Seconds: median of the steps after the first turn, and quartiles. CPU: of all threads, kernel's share included.
 - GB (2^30 bytes): the peak of resident memory of the whole process, code and framework included.
@@ -102,6 +106,8 @@ class Worker:
         )
         self.about = self._answer()
         self.versions = self.about["versions"]
+        #: Why it is not measured; "" where it is.
+        self.absent: str = self.about.get("absent", "")
         self.seconds: list[float] = []
         self.processor: list[float] = []
         self.first, self.peak_mb = 0.0, 0.0
@@ -141,12 +147,17 @@ def measure(
     arguments: argparse.Namespace,
     script: str = "training_worker.py",
 ) -> list[Worker]:
-    """Let the contenders take turns."""
+    """Let the contenders take turns, those that cannot be compared here aside."""
     workers = [Worker(contender, size, arguments, script) for contender in contenders]
-    for worker in workers:
+    present = [worker for worker in workers if not worker.absent]
+    if any(worker.about.get("on_gpu") for worker in present):
+        for worker in present:
+            worker.absent = "" if worker.about["on_gpu"] else "sees no GPU"
+        present = [worker for worker in present if not worker.absent]
+    for worker in present:
         worker.warm_up()
     for _ in range(arguments.rounds):
-        for worker in workers:
+        for worker in present:
             time.sleep(0.1)  # lets the threads of the last contender go to sleep
             worker.measure(arguments.steps)
     for worker in workers:

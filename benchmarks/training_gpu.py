@@ -2,10 +2,13 @@
 
     python benchmarks/training_gpu.py [--peers-python PYTHON] [--peak-tflops 989]
 
-Needs JAX with CUDA and Keras in this Python, PyTorch with CUDA and nnunetv2 in the peers'. The same network, patches
-and batch in each framework: forward, loss, backward, clipped gradient, update, in mixed precision. Each contender has
-a process of its own on the same device; they take turns of `--steps` steps, after one turn that compiles.
-Without a GPU, `--sizes 16,32,32` tries that all of it runs.
+Needs PyTorch with CUDA and nnunetv2 in the peers' Python, and Keras with JAX or TensorFlow, or both, with CUDA in this
+one: what is not installed, or sees no GPU where others do, is left out by a row that says so. The same network, patches
+and batch in each framework: to the device, forward, loss, backward, clipped gradient, weight decay, update, in the
+precision that is named. On TensorFlow it is the step of `partialseg train` with its callbacks; on JAX, where
+TensorFlow may be missing, `model.fit` with the same network, losses and optimiser. Each contender has a process of its
+own on the same device; they take turns of `--steps` steps, after one turn that compiles.
+Without a GPU, `--sizes 16,32,32 --rounds 1 --steps 2` tries that all of it runs.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from training import Contender, Worker, measure
 CONTENDERS = (
     Contender("nnU-Net, PyTorch compiled, float16", "nnunet:compiled"),
     Contender("nnU-Net, PyTorch eager, float16", "nnunet"),
-    Contender("partialseg, JAX, bfloat16", "partialseg:bfloat16"),
-    Contender("partialseg, JAX, float16", "partialseg:float16"),
+    Contender("partialseg, JAX, bfloat16", "jax:bfloat16"),
+    Contender("partialseg, JAX, float16", "jax:float16"),
+    Contender("partialseg, TensorFlow, bfloat16", "tensorflow:bfloat16"),
+    Contender("partialseg, TensorFlow, float32", "tensorflow:float32"),
 )
 #: 10^12 operations a second of dense products in half precision, of the makers' data sheets.
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "V100": 125}
@@ -36,7 +41,9 @@ def peak_of(device: str) -> float | None:
 
 
 def row(worker: Worker, reference: Worker, batch: int, flops: float, peak: float | None) -> str:
-    """Figures of a contender."""
+    """Figures of a contender, or why there are none."""
+    if worker.absent:
+        return f"| {worker.contender.label} | {worker.absent} {'| ' * (COLUMNS.count('|') - 3)}|"
     low, median, high = statistics.quantiles(worker.seconds, n=4)
     share = "" if peak is None else f"{flops / median / peak:.1%}"
     return (
@@ -68,7 +75,12 @@ def main() -> None:
         parser.error("--only leaves nothing of nnU-Net to compare with")
     for size in arguments.sizes:
         workers = measure(contenders, size, arguments, "training_gpu_worker.py")
-        device, flops = workers[0].about["device"], workers[0].about["flops"]
+        reference = next((w for w in workers if "flops" in w.about and not w.absent), None)
+        if reference is None:
+            raise SystemExit(
+                f"nnU-Net: {workers[0].absent}, and nothing is left to compare with; see --peers-python"
+            )
+        device, flops = reference.about["device"], reference.about["flops"]
         peak = 1e12 * arguments.peak_tflops if arguments.peak_tflops else peak_of(device)
         print(f"## {device}, {' × '.join(map(str, size))}, batch 2\n")
         speed = "not known" if peak is None else f"{peak / 1e12:.0f} · 10^12 a second"
@@ -77,7 +89,7 @@ def main() -> None:
             f"10^12 operations a step in convolutions, peak {speed}.\n"
         )
         print(f"{COLUMNS}\n{'|---' * (COLUMNS.count('|') - 1)}|")
-        print("\n".join(row(worker, workers[0], 2, flops, peak) for worker in workers))
+        print("\n".join(row(worker, reference, 2, flops, peak) for worker in workers))
         versions = [version for worker in workers for version in worker.versions]
         print(f"\n{', '.join(dict.fromkeys(versions))}.\n", flush=True)
 

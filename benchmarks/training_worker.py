@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from losses_worker import candidates_of, label_map, resident_mb, use_threads
@@ -23,8 +23,55 @@ NUM_CLASSES = 6
 #: Five stages of 32 to 320 channels, kernels of 3: 16.5 million parameters.
 STRIDES = ((1, 1, 1), *((2, 2, 2),) * 4)
 CHANNELS = (32, 64, 128, 256, 320)
-#: A turn: takes a number of steps, returns seconds and processor seconds of each, and the last loss.
-Turn = Callable[[int], tuple[list[float], list[float], float]]
+
+
+class Steps:
+    """The steps that are asked for on standard input, a line for each turn, and what they took.
+
+    Args:
+        answers: Where a line of JSON goes after each turn.
+        peak_mb: Tells the memory that was in use at most.
+    """
+
+    def __init__(self, answers: TextIO, peak_mb: Callable[[], float]) -> None:
+        self.answers, self.peak_mb = answers, peak_mb
+        self.number = 0
+        self.seconds: list[float] = []
+        self.processor: list[float] = []
+        self._began = (0.0, 0.0)
+
+    def asked(self) -> bool:
+        """Wait for the next turn; False where there is none any more."""
+        line = sys.stdin.readline()
+        if line:
+            self.number, self.seconds, self.processor = int(line), [], []
+        return bool(line)
+
+    def begin(self) -> None:
+        """Start the clocks for a step."""
+        self._began = time.perf_counter(), time.process_time()
+
+    def end(self, loss: float) -> bool:
+        """Stop them; after a turn answer and wait for the next, False where there is none any more."""
+        self.seconds.append(time.perf_counter() - self._began[0])
+        self.processor.append(time.process_time() - self._began[1])
+        if len(self.seconds) < self.number:
+            return True
+        answer = {
+            "seconds": self.seconds,
+            "processor": self.processor,
+            "loss": loss,
+            "peak_mb": self.peak_mb(),
+        }
+        self.answers.write(json.dumps(answer) + "\n")
+        return self.asked()
+
+    def repeat(self, step: Callable[[], float]) -> None:
+        """Take a step, which returns its loss, as often as is asked."""
+        going = self.asked()
+        while going:
+            self.begin()
+            going = self.end(step())
 
 
 def patches_of(batch: int, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +84,7 @@ def patches_of(batch: int, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarra
 # --- nnU-Net
 
 
-def nnunet_turn(batch: int, size: tuple[int, ...], threads: int) -> Turn:
+def nnunet_steps(steps: Steps, batch: int, size: tuple[int, ...], threads: int) -> None:
     """`nnUNetTrainer.train_step` on a CPU, with the network, loss and optimiser that the trainer builds."""
     import torch
 
@@ -45,18 +92,20 @@ def nnunet_turn(batch: int, size: tuple[int, ...], threads: int) -> Turn:
     torch.manual_seed(0)
     network, loss, optimizer = nnunet_parts(torch)
     image, label = patches_of(batch, size)
+    device = torch.device("cpu")
     data = torch.from_numpy(np.ascontiguousarray(np.moveaxis((image - 50) / 250, -1, 1)))
-    target = [torch.from_numpy(label[:, None, ::s, ::s, ::s].astype(np.int16)) for s in (1, 2, 4, 8)]
+    targets = [torch.from_numpy(label[:, None, ::s, ::s, ::s].astype(np.int16)) for s in (1, 2, 4, 8)]
 
     def step() -> float:
+        own, target = data.to(device, non_blocking=True), [t.to(device, non_blocking=True) for t in targets]
         optimizer.zero_grad(set_to_none=True)
-        value = loss(network(data), target)
+        value = loss(network(own), target)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
-        return float(value.detach().numpy())
+        return float(value.detach().cpu().numpy())
 
-    return lambda steps: timed(step, steps)
+    steps.repeat(step)
 
 
 def nnunet_parts(
@@ -98,67 +147,39 @@ def nnunet_parts(
     return network, DeepSupervisionWrapper(loss, weights / weights.sum()), optimizer
 
 
-def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[float], float]:
-    seconds, processor = [], []
-    for _ in range(steps):
-        start, start_processor = time.perf_counter(), time.process_time()
-        value = step()
-        seconds.append(time.perf_counter() - start)
-        processor.append(time.process_time() - start_processor)
-    return seconds, processor, value
-
-
 # --- partialseg
 
 
-def partialseg_turn(batch: int, size: tuple[int, ...], threads: int, change: str) -> Turn:
-    """`model.fit` as `partialseg train` calls it on a CPU, with at most one thing changed."""
+def partialseg_steps(steps: Steps, batch: int, size: tuple[int, ...], threads: int, change: str) -> None:
+    """The steps of `partialseg train` on a CPU, with at most one thing changed."""
     import partialseg  # noqa: F401, I001  # sets TensorFlow's environment before its import
     import keras
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    keras.utils.set_random_seed(0)
+    from partialseg_steps import configured, train_steps
+
+    network = {
+        "strides": STRIDES,
+        "base_channels": 16 if change == "16-channels" else CHANNELS[0],
+        "max_channels": 256 if change == "256-channels" else CHANNELS[-1],
+        "convolution_bias": change != "no-bias",
+    }
+
+    def changed_model(model: Any) -> Any:
+        model = keras.models.clone_model(model, clone_function=lambda layer: changed(keras, layer, change))
+        return keras.Model(model.inputs, model.outputs[:1]) if change == "one-output" else model
+
     image, label = patches_of(batch, size)
-    candidates = tf.constant(candidates_of(label, NUM_CLASSES, partial=False))
-    targets = tuple(candidates[:, ::s, ::s, ::s] for s in (1, 2, 4, 8)[: 1 if change == "one-output" else 4])
-    data = tf.data.Dataset.from_tensors((tf.constant(image), targets)).repeat()
-    with tf.distribute.MirroredStrategy().scope():
-        model = compiled_model(keras, change)
-    clock = clock_callback(keras)
-
-    def turn(steps: int) -> tuple[list[float], list[float], float]:
-        clock.seconds, clock.processor = [], []
-        history = model.fit(data, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[clock])
-        return clock.seconds, clock.processor, history.history["loss"][-1]
-
-    return turn
-
-
-def compiled_model(keras: Any, change: str) -> Any:
-    from partialseg.losses import PartialSupervision
-    from partialseg.models import unet
-
-    model = unet(
-        NUM_CLASSES,
-        strides=STRIDES,
-        base_channels=16 if change == "16-channels" else CHANNELS[0],
-        max_channels=256 if change == "256-channels" else CHANNELS[-1],
-        deep_supervision=True,
-        convolution_bias=change != "no-bias",
+    train_steps(
+        configured(size, network),
+        image,
+        candidates_of(label, NUM_CLASSES, partial=False),
+        steps,
+        changed_model,
+        whole_xla=change == "whole-xla",
     )
-    model = keras.models.clone_model(model, clone_function=lambda layer: changed(keras, layer, change))
-    if change == "one-output":
-        model = keras.Model(model.inputs, model.outputs[:1])
-    weights = np.array([0.5**k for k in range(len(model.outputs))])
-    model.compile(
-        optimizer=keras.optimizers.SGD(1e-2, momentum=0.99, nesterov=True, global_clipnorm=12),
-        loss=[PartialSupervision() for _ in weights],
-        loss_weights=(weights / weights.sum()).tolist(),
-        jit_compile=change == "whole-xla",
-    )
-    return model
 
 
 def changed(keras: Any, layer: Any, change: str) -> Any:
@@ -195,19 +216,19 @@ def changed(keras: Any, layer: Any, change: str) -> Any:
     return type(layer).from_config(layer.get_config())
 
 
-def clock_callback(keras: Any) -> Any:
-    """Measures each step between what `fit` says of its begin and end."""
+def step_callbacks(keras: Any, steps: Steps) -> tuple[Any, Any]:
+    """The first and the last of the callbacks of a `fit` of which each step is measured, the others' work included."""
 
-    class Clock(keras.callbacks.Callback):
+    class Begin(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-            self.start, self.start_processor = time.perf_counter(), time.process_time()
+            steps.begin()
 
+    class End(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-            float(logs["loss"])
-            self.seconds.append(time.perf_counter() - self.start)
-            self.processor.append(time.process_time() - self.start_processor)
+            if not steps.end(float(logs["loss"])):
+                self.model.stop_training = True
 
-    return Clock()
+    return Begin(), End()
 
 
 def main() -> None:
@@ -221,17 +242,14 @@ def main() -> None:
     os.dup2(2, 1)
     use_threads(arguments.threads)
     side, _, change = arguments.contender.partition(":")
-    if side == "nnunet":
-        turn = nnunet_turn(arguments.batch, arguments.size, arguments.threads)
-    else:
-        turn = partialseg_turn(arguments.batch, arguments.size, arguments.threads, change)
     packages = ("torch", "nnunetv2") if side == "nnunet" else ("tensorflow", "keras")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     answers.write(json.dumps({"versions": versions}) + "\n")
-    for line in sys.stdin:
-        seconds, processor, loss = turn(int(line))
-        answer = {"seconds": seconds, "processor": processor, "loss": loss, "peak_mb": resident_mb("VmHWM")}
-        answers.write(json.dumps(answer) + "\n")
+    steps = Steps(answers, lambda: resident_mb("VmHWM"))
+    if side == "nnunet":
+        nnunet_steps(steps, arguments.batch, arguments.size, arguments.threads)
+    else:
+        partialseg_steps(steps, arguments.batch, arguments.size, arguments.threads, change)
 
 
 if __name__ == "__main__":

@@ -117,10 +117,7 @@ def _train(
     keras.utils.set_random_seed(config.seed)
     with strategy.scope() if strategy else contextlib.nullcontext(), computing_in(config.precision):
         model = workers.model(build_model(config, len(prepared.classes)))
-        # One for each output: a loss may have a state.
-        loss_options = config.losses.model_dump(exclude={"preset"})
-        losses = [preset(config.losses.preset, **loss_options, name="loss") for _ in model.outputs]
-        _compile(model, config, losses)
+        losses = compile_model(model, config)
         if trained is not None:
             take_over(*trained, model, prepared.classes)
         books = _open_books(model, losses, config, prepared, run, workers, folder)
@@ -166,9 +163,19 @@ def build_model(config: TrainingConfig, num_classes: int) -> keras.Model:
     return build_network(num_classes=num_classes, **config.network.model_dump())
 
 
-def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.losses.Loss]) -> None:
-    """Compile with one loss per output, the finest first."""
-    num_outputs = len(model.outputs)
+def compile_model(model: keras.Model, config: TrainingConfig) -> list[keras.losses.Loss]:
+    """Compile for the training of a config.
+
+    Args:
+        model: Its network.
+        config: The experiment.
+
+    Returns:
+        One loss for each output, the finest first; a loss may have a state.
+    """
+    options = config.losses.model_dump(exclude={"preset"})
+    losses = [preset(config.losses.preset, **options, name="loss") for _ in model.outputs]
+    num_outputs = len(losses)
     # nnU-Net's weights: each coarser output counts half the finer one.
     weights = np.array([0.5**k for k in range(num_outputs)])
     model.compile(
@@ -177,6 +184,7 @@ def _compile(model: keras.Model, config: TrainingConfig, losses: list[keras.loss
         loss_weights=None if num_outputs == 1 else (weights / weights.sum()).tolist(),
         jit_compile=jit_compile(),
     )
+    return losses
 
 
 def _monitor_patches(config: TrainingConfig, prepared: Prepared) -> dict[str, tuple[np.ndarray, np.ndarray]]:
