@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def test_the_tables_beside_nnunet_have_the_plans_that_are_made_now():
         for table in tables:
             (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
             assert row.endswith(f"| {own} |")
+
+
+def test_the_tables_of_measured_memory_have_the_estimates_that_are_made_now():
+    root = Path(__file__).resolve().parents[2]
+    tables = [
+        [
+            line
+            for line in (root / name).read_text().splitlines()
+            if re.match(r"\| \w+ \| \d+×\d+×\d+ \| \d \|", line)
+        ]
+        for name in ("docs/planning.md", "benchmarks/results/training_memory.md")
+    ]
+    assert tables[0] == tables[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[0]]
+    assert {row[0] for row in rows} == {"plain", "residual", *OTHER_KINDS}
+    for name, patch, stages, measured, estimated, _ in rows:
+        strides = ((1, 1, 1), *[(2, 2, 2)] * (int(stages) - 1))
+        if name in OTHER_KINDS:
+            network = network_of_kind(name, UNetConfig(strides=strides, deep_supervision=True))
+        else:
+            network = UNetConfig(strides=strides, encoder=name)
+        made = estimate(network, tuple(map(int, patch.split("×"))), 2, 6, copies=2).gigabytes
+        assert f"{made:.2f}" == estimated
+        assert float(measured) == pytest.approx(made, rel=0.2)
 
 
 @pytest.mark.parametrize("encoder", ["plain", "residual"])
