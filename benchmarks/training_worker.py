@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 import numpy as np
-from losses_worker import candidates_of, label_map, resident_mb, use_threads
+from losses_worker import candidates_of, label_map, resident_mb
+from threads import use_threads
 
 NUM_CLASSES = 6
 #: Five stages of 32 to 320 channels, kernels of 3: 16.5 million parameters.
