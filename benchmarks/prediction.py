@@ -1,6 +1,6 @@
 """What sliding-window prediction costs beside nnU-Net's and MONAI's, as Markdown to keep in results/prediction.md.
 
-    python benchmarks/prediction.py [--rounds 5] [--peers-python PYTHON]    time, about 10 minutes on 2 cores
+    python benchmarks/prediction.py [--rounds 5] [--peers-python PYTHON]    time, 25 to 30 minutes on 2 cores
     python benchmarks/prediction.py memory [--base-channels 32]             peak memory of a whole prediction
 
 Time: a volume of 27 windows, or fewer by `--windows`, in the same network in PyTorch and here; then in a network of one
@@ -44,12 +44,15 @@ OUR_LOGITS = Turn(
     "partialseg", "logits", "partialseg's `SlidingWindow.whole_logits`: no softmax, as the peers"
 )
 OURS = Turn("partialseg", "windows", "partialseg's `predict_volume`")
+OUR_PLANES = Turn(
+    "partialseg", "planes", "partialseg's `SlidingWindow.planes`, what `partialseg predict` walks"
+)
 OUR_CONVOLUTIONS = Turn("partialseg", "convolutions", "TensorFlow, the network's convolutions alone")
 HALF = Turn("partialseg", "bfloat16", "partialseg's `predict_volume` in bfloat16")
 THEIR_FORWARD = Turn("torch", "forward", "PyTorch, the forward passes alone")
 NNUNET = Turn("torch", "nnunet", "nnU-Net's predictor")
 MONAI = Turn("torch", "monai", "MONAI's SlidingWindowInferer")
-TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_CONVOLUTIONS, OUR_FORWARD, OUR_LOGITS, OURS, HALF)
+TURNS = (THEIR_FORWARD, NNUNET, MONAI, OUR_CONVOLUTIONS, OUR_FORWARD, OUR_LOGITS, OURS, OUR_PLANES, HALF)
 NETWORKS = {
     "unet": "nnU-Net's plain 3D U-Net, 5 stages of 32 to 320 channels",
     "pointwise": "one 1 × 1 × 1 convolution: the blending",

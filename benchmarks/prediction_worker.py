@@ -103,7 +103,7 @@ def torch_network(torch: Any, name: str) -> Any:
 
 
 def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[str, Callable[[], None]]:
-    """The network alone; blended logits, as the peers return; and `predict_volume`, which returns probabilities.
+    """The network alone; blended logits, as the peers return; and probabilities, of the volume and plane by plane.
 
     Of the U-Net also its convolutions alone, each on the features that it has in the network; and where the processor
     has bfloat16, the network in it.
@@ -114,6 +114,7 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
     from partialseg.inference import predict_volume
     from partialseg.models.forward import forward_pass
     from partialseg.models.sliding_window import DEFAULT_SETTINGS, SlidingWindow
+    from partialseg.training.optimizers import computing_in
 
     use_framework_threads(tf, threads)
     model = keras_network(network_name)
@@ -131,11 +132,16 @@ def partialseg_turns(network_name: str, threads: int, num_windows: int) -> dict[
     def windows() -> None:
         predict_volume(model, image, PATCH_SIZE)
 
-    turns = {"forward": forward, "logits": logits, "windows": windows}
+    def planes() -> None:
+        for _ in SlidingWindow(model, image, PATCH_SIZE, DEFAULT_SETTINGS).planes():
+            pass  # each is let go at once, as by what resamples it
+
+    turns = {"forward": forward, "logits": logits, "windows": windows, "planes": planes}
     if network_name == "unet":
         turns["convolutions"] = convolutions(model, patch, num_windows)
         if has_bfloat16():
-            half = keras_network(network_name, policy="mixed_bfloat16")
+            with computing_in("bfloat16"):
+                half = keras_network(network_name)
             half.set_weights(model.get_weights())
             turns["bfloat16"] = lambda: predict_volume(half, image, PATCH_SIZE)
     return turns
@@ -167,13 +173,12 @@ def convolutions(model: Any, patch: np.ndarray, num_windows: int) -> Callable[[]
     return run
 
 
-def keras_network(name: str, base_channels: int = CHANNELS[0], policy: str = "float32") -> Any:
+def keras_network(name: str, base_channels: int = CHANNELS[0]) -> Any:
     import keras
 
     from partialseg.models import unet
 
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(policy)
     if name == "pointwise":
         inputs = keras.Input((None, None, None, 1))
         return keras.Model(inputs, keras.layers.Conv3D(NUM_CLASSES, 1)(inputs))
