@@ -1,9 +1,16 @@
 import pytest
+import yaml
 
 from partialseg.errors import DataError
 from partialseg.models import unet
-from partialseg.training.config import ScheduleConfig, TrainingConfig, ValidationConfig
-from partialseg.training.runs import Run, as_begun, read_run, write_run
+from partialseg.training.config import (
+    ScheduleConfig,
+    TrainingConfig,
+    ValidationConfig,
+    configs_folder,
+    read_config,
+)
+from partialseg.training.runs import BEFORE_THERE_WAS_A_FIELD, Run, as_begun, read_run, write_run
 
 
 @pytest.fixture
@@ -72,6 +79,20 @@ def test_a_run_that_began_to_predict_every_held_out_case_goes_on_so(tmp_path):
     assert as_begun(config, tmp_path) == begun
     without = config.model_copy(update={"validation": None})
     assert as_begun(without, tmp_path) == without
+
+
+@pytest.mark.parametrize("field", BEFORE_THERE_WAS_A_FIELD, ids=".".join)
+@pytest.mark.parametrize("name", sorted(path.stem for path in configs_folder().glob("*.yaml")))
+def test_a_run_of_a_shipped_config_that_began_before_there_was_a_field_goes_on(name, field, tmp_path):
+    config = read_config(name)
+    write_run(Run(tmp_path, config, ("background", "liver"), (3.0, 1.5, 1.5), {"p": ("liver",)}), {})
+    path = tmp_path / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    section = content if len(field) == 1 else content[field[0]]
+    if section is not None:
+        del section[field[-1]]
+    path.write_text(yaml.safe_dump(content))
+    assert as_begun(config, tmp_path) == read_run(tmp_path).config
 
 
 def test_a_run_that_names_all_its_fields_keeps_them(run):
