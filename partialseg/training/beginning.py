@@ -21,7 +21,7 @@ from partialseg.data.organ_sizes import organ_size_prior
 from partialseg.data.patch_service import find_workers
 from partialseg.data.pipeline import PatchConfig
 from partialseg.data.prepared import Prepared, read_prepared
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 from partialseg.locking import locked
 from partialseg.machine import free_memory
 from partialseg.progress import console
@@ -30,6 +30,7 @@ from partialseg.training.config import TrainingConfig, read_config, stage_datase
 from partialseg.training.runs import Run, as_begun, read_run, write_run
 from partialseg.training.stage_patches import held_out
 from partialseg.training.validation import check_held_out, whole_volumes
+from partialseg.wording import counted
 
 #: What networks may differ in that take over weights: those that they share are the same.
 _NOT_IN_WEIGHTS = {"dropout", "deep_supervision"}
@@ -242,6 +243,49 @@ def _difference(before: Any, now: Any) -> str:
     return f"{'.'.join(place) or 'it'} was {was}, and is {now}"
 
 
+def _all_cases(prepared: Prepared) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Names of the cases of each dataset, by split, as a run keeps them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for case in prepared.cases:
+        found.setdefault(case.split, {}).setdefault(case.dataset, []).append(case.name)
+    return {
+        split: {dataset: tuple(sorted(names)) for dataset, names in of_split.items()}
+        for split, of_split in found.items()
+    }
+
+
+def _difference_of_cases(
+    before: dict[str, dict[str, tuple[str, ...]]], now: dict[str, dict[str, tuple[str, ...]]]
+) -> str:
+    """Which cases were added or dropped, or are in another split.
+
+    Example:
+        >>> _difference_of_cases(
+        ...     {"train": {"btcv": ("a", "b", "c")}}, {"train": {"btcv": ("a", "d", "e")}, "test": {"btcv": ("b",)}}
+        ... )
+        '2 cases added (btcv/d, btcv/e); 1 case dropped (btcv/c); 1 case in another split (btcv/b)'
+    """
+    was, is_now = (
+        {
+            f"{dataset}/{name}": split
+            for split, datasets in cases.items()
+            for dataset, names in datasets.items()
+            for name in names
+        }
+        for cases in (before, now)
+    )
+    changes = {
+        "added": [case for case in is_now if case not in was],
+        "dropped": [case for case in was if case not in is_now],
+        "in another split": [case for case in was if is_now.get(case, was[case]) != was[case]],
+    }
+    return "; ".join(
+        f"{counted(len(cases), 'case')} {what} ({first_of(cases)})"
+        for what, cases in changes.items()
+        if cases
+    )
+
+
 def _held_out_cases(config: TrainingConfig, prepared: Prepared) -> list[dict[str, list[str]]]:
     """Names of the held-out cases of each dataset, and of those that validation predicts whole."""
     if config.validation is None:
@@ -263,6 +307,7 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
         spacing_mm=prepared.spacing_mm,
         datasets={name: dataset.annotated for name, dataset in prepared.datasets.items()},
         started_from=None if start_from is None else os.path.relpath(start_from.folder, folder),
+        cases=_all_cases(prepared),
     )
     if (folder / "run.json").is_file():
         earlier = read_run(folder)
@@ -278,6 +323,13 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
                     f"holds a run with another {what}: {_difference(getattr(earlier, what), getattr(run, what))}",
                     "give the same config, data and first weights to continue it, or another folder for a new run",
                 )
+        # With others the folds are dealt anew: what was trained on would be held out.
+        if earlier.cases is not None and earlier.cases != run.cases:
+            raise DataError(
+                folder,
+                f"holds a run with other cases: {_difference_of_cases(earlier.cases, run.cases)}",
+                "give the same cases to continue it, or another folder for a new run",
+            )
         return run
     versions = {
         "partialseg": partialseg.__version__,

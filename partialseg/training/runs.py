@@ -1,7 +1,7 @@
 """The run folder: all that a resume, a prediction, a report or an export needs.
 
 RUN/config.yaml        the resolved config
-RUN/run.json           classes, spacing, patch size, datasets, held-out cases and those predicted whole, versions
+RUN/run.json           classes, spacing, patch size, datasets, cases, those held out and those predicted whole, versions
 RUN/model.keras        the trained network
 RUN/log.csv            a row per epoch: stage, epoch, learning_rate, loss, seconds, data_wait, Dice of the validation
 RUN/terms.csv          a row per epoch, dataset, organ ("all": the term itself) and loss term: stage, epoch, dataset,
@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from partialseg.data.front_matter import read_yaml
 from partialseg.errors import DataError
@@ -51,6 +51,8 @@ class Run:
         spacing_mm: Voxel size `(z, y, x)` in mm that the network expects.
         datasets: Names of the datasets and their annotated organs.
         started_from: The run whose weights it began with, as a path from its own folder; None: random ones.
+        cases: Names of the prepared cases of each dataset, by split ("train", "test"); None where an earlier version
+            began the run.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Run:
     spacing_mm: tuple[float, float, float]
     datasets: dict[str, tuple[str, ...]]
     started_from: str | None = None
+    cases: dict[str, dict[str, tuple[str, ...]]] | None = None
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
@@ -146,6 +149,7 @@ def write_run(
             "patch_size": run.patch_size,
             "datasets": run.datasets,
             "started_from": run.started_from,
+            "cases": run.cases,
             "held_out": held_out or {},
             "predicted_whole": predicted_whole or {},
             "versions": versions,
@@ -179,11 +183,22 @@ def read_run(folder: str | Path) -> Run:
             spacing_mm=tuple(content["spacing_mm"]),
             datasets={name: tuple(organs) for name, organs in content["datasets"].items()},
             started_from=content.get("started_from"),
+            cases=_cases(content.get("cases")),
         )
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             path, f"does not describe a run ({error!r})", "copy the run folder again, or train anew"
         ) from error
+
+
+def _cases(content: Any) -> dict[str, dict[str, tuple[str, ...]]] | None:
+    """The cases that run.json lists."""
+    if content is None:
+        return None
+    return {
+        split: {dataset: tuple(names) for dataset, names in of_split.items()}
+        for split, of_split in content.items()
+    }
 
 
 def as_begun(config: TrainingConfig, folder: Path) -> TrainingConfig:

@@ -64,7 +64,7 @@ def train(
     Args:
         config: The experiment, a config file, or the name of one that comes with the package.
         prepared: What `partialseg prepare` wrote, or the folder or URL where it lies.
-        out: The run folder. If it holds an unfinished run of the same config, that is continued; if it
+        out: The run folder. If it holds an unfinished run of the same config and cases, that is continued; if it
             holds a finished one, that is returned. `workers`, `data_service` and `checkpoint_minutes`, which change
             nothing in the weights, may be others than before.
         start_from: A finished run whose weights the network begins with, instead of random ones. It must have the
