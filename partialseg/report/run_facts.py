@@ -11,6 +11,9 @@ import pandas as pd
 from partialseg.errors import DataError
 from partialseg.report.pictures import learning_curves
 
+#: Entries of run.json that list cases, which may be hundreds.
+_NAMES_OF_CASES = ("cases", "held_out", "predicted_whole")
+
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
@@ -52,7 +55,8 @@ def run_facts(run: Path) -> dict[str, Any]:
     """What a run folder says about itself.
 
     Returns:
-        `folder`; `facts`, run.json entry by entry in words; `config`, the text of its config.
+        `folder`; `facts`, run.json entry by entry in words, with numbers of cases for their names; `config`, the text
+        of its config.
 
     Raises:
         DataError: If run.json is not JSON.
@@ -61,9 +65,26 @@ def run_facts(run: Path) -> dict[str, Any]:
     config = run / "config.yaml"
     return {
         "folder": str(run),
-        "facts": {key.replace("_", " "): _in_words(value) for key, value in facts.items()},
+        "facts": {
+            key.replace("_", " "): _in_numbers(value) if key in _NAMES_OF_CASES else _in_words(value)
+            for key, value in facts.items()
+        },
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
+
+
+def _in_numbers(value: Any) -> str:
+    """How many entries the lists of a dictionary have, for each of its keys.
+
+    Example:
+        >>> _in_numbers({"train": {"btcv": ["img1", "img2"], "kits19": ["case_7"]}, "test": {"btcv": ["img3"]}})
+        'train: btcv 2, kits19 1; test: btcv 1'
+    """
+    if not isinstance(value, dict) or not value:
+        return "none"
+    if any(isinstance(entry, dict) for entry in value.values()):
+        return "; ".join(f"{key}: {_in_numbers(entry)}" for key, entry in value.items())
+    return ", ".join(f"{key} {len(entry):,}" for key, entry in value.items())
 
 
 def _in_words(value: Any) -> str:
