@@ -75,8 +75,9 @@ class ValidationConfig(Fold):
         folds, fold: Which cases are held out: see `partialseg.data.folds.Fold`.
         patches: Patches of each dataset that are predicted after each epoch.
         volumes_every: After so many epochs whole held-out cases are predicted; None for never.
-        volumes: Of each dataset at most so many, the same each time: a large dataset would take hours. The held-out
-            cases beyond them serve for patches alone. None: all of them.
+        volumes: Of each dataset at most so many, the same each time: a large dataset would take hours. More are
+            taken only where so many cannot have every organ of the held-out cases between them. The held-out cases
+            beyond them serve for patches alone. None: all of them.
         keep: Which weights the run ends with: "best", those with the highest mean Dice over organs (of whole
             volumes, where they are predicted), or the "last".
     """

@@ -104,13 +104,49 @@ def check_held_out(kept: Prepared) -> None:
 def whole_volumes(kept: Prepared, config: ValidationConfig) -> dict[str, list[Case]]:
     """Of each dataset the held-out cases that are predicted whole: the first in a fixed order.
 
+    Where these lack an organ that a later one has, as many as it takes are chosen for their organs before the others:
+    an organ that none has would have no part in the mean that chooses the best weights.
+
     Args:
         kept: What `partialseg.data.folds.hold_out` gave.
-        config: Says how many at most, or that none ever are.
+        config: Says how many, at most where these have all organs, or that none ever are.
     """
-    number = 0 if config.volumes_every is None else config.volumes
     held_out = {name: in_fixed_order(kept.select(name, "validation")) for name in kept.datasets}
-    return {name: cases[:number] for name, cases in held_out.items() if cases}
+    return {
+        name: [] if config.volumes_every is None else _with_every_organ(kept, cases, config.volumes)
+        for name, cases in held_out.items()
+        if cases
+    }
+
+
+def _with_every_organ(kept: Prepared, cases: list[Case], number: int | None) -> list[Case]:
+    """So many cases, or as many more as it takes to have each organ that any of them has, in their order."""
+    organs = [_organs(kept, case) for case in cases]
+    missing = set().union(*organs)
+    if set().union(*organs[:number]) == missing:
+        return cases[:number]
+    chosen: list[int] = []
+    while missing:
+        chosen.append(max(range(len(cases)), key=lambda index: len(organs[index] & missing)))
+        missing -= organs[chosen[-1]]
+    others = [index for index in range(len(cases)) if index not in chosen]
+    return [cases[index] for index in sorted(chosen + others[: max(0, number - len(chosen))])]
+
+
+def _organs(kept: Prepared, case: Case) -> set[tuple[str, bool]]:
+    """The annotated organs of a case with False, and with True those of which it has voxels.
+
+    One that is not there has a Dice only where it is predicted.
+    """
+    sets = kept.table(case)[[value for value, *_ in case.foreground]]
+    found = sets[sets.sum(axis=1) == 1].any(axis=0)
+    annotated = _annotated(kept, case)
+    there = {organ for organ in annotated if found[kept.classes.index(organ)]}
+    return {(organ, False) for organ in annotated} | {(organ, True) for organ in there}
+
+
+def _annotated(kept: Prepared, case: Case) -> tuple[str, ...]:
+    return case.annotated or kept.datasets[case.dataset].annotated
 
 
 def left_out_note(prepared: Prepared, config: ValidationConfig | None) -> str | None:
@@ -202,7 +238,7 @@ class Validation:
         overlap = Overlap(len(self.prepared.classes))
         predicted = self._predict(model, image.astype(np.float32), f"{case.dataset} {case.name}")
         overlap.add(label, self.prepared.table(case), predicted)
-        organs = case.annotated or self.prepared.datasets[case.dataset].annotated
+        organs = _annotated(self.prepared, case)
         return self._scores(VOLUMES, case.dataset, case.name, organs, overlap)
 
     def _predict(self, model: keras.Model, volume: np.ndarray, of: str) -> np.ndarray:

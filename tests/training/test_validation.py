@@ -131,6 +131,42 @@ def test_of_each_dataset_so_many_cases_are_predicted_whole_the_same_ones_each_ti
     assert not any(whole_volumes(hold_out(many, never), never).values())
 
 
+def with_rare(many, dataset, common, rare):
+    """The cases of a dataset changed, the last in the order of the held-out ones in another way than all others."""
+    fold = ValidationConfig(folds=2, volumes=None)
+    last = whole_volumes(hold_out(many, fold), fold)[dataset][-1].name
+    cases = tuple(
+        replace(case, **(rare if case.name == last else common)) if case.dataset == dataset else case
+        for case in many.cases
+    )
+    return last, replace(many, cases=cases)
+
+
+@pytest.mark.parametrize(
+    ("common", "rare"),
+    [
+        ({"annotated": ("liver",)}, {"annotated": ("spleen",)}),
+        ({"annotated": ("liver", "spleen")}, {}),
+        ({"foreground": (), "voxels": ()}, {}),
+    ],
+    ids=["annotated in one alone", "with more annotated in one", "with voxels in one alone"],
+)
+def test_an_organ_that_one_held_out_case_alone_has_is_predicted_whole(many, common, rare):
+    last, cases = with_rare(many, "btcv", common, rare)
+    chosen = {}
+    for number in (1, 2, 3):
+        fold = ValidationConfig(folds=2, volumes=number)
+        chosen[number] = names(whole_volumes(hold_out(cases, fold), fold))["btcv"]
+        backward = replace(cases, cases=cases.cases[::-1])
+        assert names(whole_volumes(hold_out(backward, fold), fold))["btcv"] == chosen[number]
+    fold = ValidationConfig(folds=2, volumes=None)
+    in_order = names(whole_volumes(hold_out(cases, fold), fold))["btcv"]
+    assert chosen[3] == [*in_order[:2], last]
+    assert chosen[2] == [in_order[0], last]
+    # One case has no organ in common with the others: it takes two to have all.
+    assert chosen[1] == ([in_order[0], last] if rare else [last])
+
+
 def test_a_note_says_of_which_datasets_not_every_held_out_case_is_predicted_whole(many):
     assert left_out_note(many, ValidationConfig(folds=2, volumes=2)) == (
         "validation predicts 2 of the 6 held-out cases of btcv whole (validation.volumes); run.json names them"
