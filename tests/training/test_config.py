@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,6 +291,23 @@ def test_a_data_service_has_a_host_and_a_port(host, tmp_path):
 
 def test_mixes_are_those_of_patches():
     assert TrainingConfig.model_fields["mix"].annotation == PatchConfig.model_fields["mix"].annotation
+
+
+def test_the_page_on_prediction_names_the_shipped_configs_that_do_not_mirror_or_hold_nothing_out():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    configs = [read_config(path.stem) for path in configs_folder().glob("*.yaml")]
+    for words, names in (
+        (
+            r"refuses \(of the shipped configs ([^)]*) do not mirror\)",
+            {c.name for c in configs if c.augmentation is None},
+        ),
+        (
+            r"without `validation:` \(of the shipped configs ([^)]*)\)",
+            {c.name for c in configs if c.validation is None},
+        ),
+    ):
+        found = re.search(words, " ".join(page.split()))
+        assert set(re.findall(r"`(\w+)`", found[1])) == names
 
 
 def test_the_page_on_augmentation_gives_the_defaults():
