@@ -24,6 +24,7 @@ import numpy as np
 
 from partialseg.data.cards import IGNORE, Card, RawCase
 from partialseg.data.checks import read_case
+from partialseg.data.dicom_series import choose_series
 from partialseg.data.labels import annotated_values
 from partialseg.data.prepared import FORMAT, Case
 from partialseg.data.raw_files import content_hash, extent, stamp
@@ -92,7 +93,8 @@ class RawState:
 
     Attributes:
         stamp: See `partialseg.data.raw_files.stamp`; while it is the same, nothing is read.
-        content: Hash of what they hold; while it is the same, they may have been moved, copied or touched.
+        content: Hash of what they hold, of a DICOM folder its series alone; while it is the same, they may have been
+            moved, copied or touched.
     """
 
     stamp: str
@@ -110,11 +112,18 @@ def prepare_case(task: PrepareTask) -> tuple[Case, bool]:
         CannotWriteError: If its folder cannot be written.
     """
     _check_own_folder(task.folder)
-    state = RawState(stamp(task.sources), content_hash(task.sources))
+    first_stamp = stamp(task.sources)  # before anything is listed or read, so that a later change is seen
+    series = _series_files(task)
+    state = RawState(first_stamp, content_hash(task.sources, series))
     _check_run(task)
     before = read_entry(task)
     if before is not None and before.case.fingerprint == fingerprint(task, state.content):
         return keep(task, before, state), False
+    if before is not None and series:
+        # Earlier versions took all that lies in the folder of a series: what they prepared is kept by that too.
+        whole = dataclasses.replace(state, content=content_hash(task.sources))
+        if before.case.fingerprint == fingerprint(task, whole.content):
+            return keep(task, before, whole), False
     case, arrays = _compute(task, fingerprint(task, state.content))
     if stamp(task.sources) != state.stamp:
         raise DataError(
@@ -125,6 +134,17 @@ def prepare_case(task: PrepareTask) -> tuple[Case, bool]:
     _check_run(task)
     _write_case(task.folder, case, state, arrays)
     return case, True
+
+
+def _series_files(task: PrepareTask) -> dict[Path, set[Path]]:
+    """Of a folder of DICOM slices the files of the series: what else lies there, such as predictions, is not read."""
+    if not task.raw.image.is_dir():
+        return {}
+    try:
+        series = choose_series(task.raw.image, task.card.files.series)
+    except DataError:  # who reads it says so
+        return {}
+    return {task.raw.image: {one.path for one in series.slices}}
 
 
 def prepare_case_elsewhere(task: PrepareTask) -> tuple[Case, bool]:

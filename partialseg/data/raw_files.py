@@ -10,7 +10,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,12 @@ def _size_and_times(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def content_hash(paths: Sequence[Path]) -> str:
+def content_hash(paths: Sequence[Path], of_folder: Mapping[Path, Collection[Path]] | None = None) -> str:
     """A hash of the content of some files or folders, wherever they lie; a missing one has no content.
+
+    Args:
+        paths: The files and folders.
+        of_folder: The files of a folder that count; of one that it does not name, all visible ones.
 
     Raises:
         DataError: If a file may not or cannot be read.
@@ -71,7 +75,15 @@ def content_hash(paths: Sequence[Path]) -> str:
         >>> content_hash([Path("no such file")]) == content_hash([Path("no such file either")])
         True
     """
-    marks = [[(name, _hash_of_file(file)) for name, file in _files(path)] for path in paths]
+    of_folder = of_folder or {}
+    marks = [
+        [
+            (name, _hash_of_file(file))
+            for name, file in _files(path)
+            if path not in of_folder or file in of_folder[path]
+        ]
+        for path in paths
+    ]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
 
 

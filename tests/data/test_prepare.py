@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
 
 from partialseg.cli import app
@@ -19,10 +21,12 @@ from partialseg.data.classes import PAPER_ORGANS
 from partialseg.data.prepare import choose_organs, list_raw_cases, plan, prepare
 from partialseg.data.prepare_case import choose_foreground, prepare_case_elsewhere
 from partialseg.data.prepared import read_prepared
+from partialseg.data.volumes import read_image, write_label_map
 from partialseg.errors import DataError
 from partialseg.locking import locked
 
 FIVE = {1: "liver", 2: "spleen", 3: "pancreas", 4: "left_kidney", 5: "right_kidney"}
+DICOM_FILES = {"image": "*/slices", "label": "*/label.nii.gz"}
 FILES = {"image.npy", "label.npy", "foreground.npy", "case.json"}
 
 
@@ -411,6 +415,59 @@ def test_real_dicom_series_is_prepared(real_data, tmp_path):
     assert mean_x(prepared, case, "liver") > mean_x(prepared, case, "spleen")
     liver = prepared.image(case)[prepared.label(case) == prepared.classes.index("liver")]
     assert 40 < np.median(liver) < 160
+
+
+def write_dicom_case(case):
+    """Six slices in a folder, and a label map beside it."""
+    (case / "slices").mkdir(parents=True)
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for index in range(6):
+        dataset.SOPInstanceUID, dataset.ImagePositionPatient = f"1.2.{index}", [0, 0, 3 * index]
+        dataset.save_as(case / "slices" / f"{index}.dcm")
+    scan = read_image(case / "slices")
+    labels = np.zeros(scan.array.shape, np.uint8)
+    labels[2:4, 40:60, 40:60] = 1
+    write_label_map(case / "label.nii.gz", labels, like=scan)
+
+
+def write_predictions(folder):
+    """Files of the names and kinds that `predict` may write into the folder of the slices."""
+    for name in ("anna.nii.gz", "anna.json", "summary.csv"):
+        (folder / name).write_text("a prediction")
+    segmentation = pydicom.dcmread(folder / "0.dcm")
+    segmentation.Modality = "SEG"
+    segmentation.save_as(folder / "anna.seg.dcm")
+
+
+def test_what_lies_beside_the_slices_of_a_series_is_no_part_of_its_case(tmp_path):
+    raw, out, card = tmp_path / "raw", tmp_path / "out", write_card(tmp_path, files=DICOM_FILES)
+    write_dicom_case(raw / "anna")
+    first = run(card, raw, out)
+    assert (first.done, first.problems) == (1, [])
+    write_predictions(raw / "anna" / "slices")
+    for _ in range(2):
+        again = run(card, raw, out)
+        assert (again.done, again.skipped, again.problems) == (0, 1, [])
+        assert again.prepared.cases == first.prepared.cases
+    last = raw / "anna" / "slices" / "5.dcm"
+    changed = pydicom.dcmread(last)
+    changed.RescaleIntercept -= 1
+    changed.save_as(last)
+    assert run(card, raw, out).done == 1
+
+
+def test_what_an_earlier_version_prepared_of_all_that_lay_beside_the_slices_is_kept(tmp_path, monkeypatch):
+    raw, out, card = tmp_path / "raw", tmp_path / "out", write_card(tmp_path, files=DICOM_FILES)
+    write_dicom_case(raw / "anna")
+    write_predictions(raw / "anna" / "slices")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(prepare_case_module, "_series_files", lambda task: {})
+        first = run(card, raw, out)
+    assert (first.done, first.problems) == (1, [])
+    os.utime(raw / "anna" / "slices" / "0.dcm", (0, 0))
+    again = run(card, raw, out)
+    assert (again.done, again.skipped) == (0, 1)
+    assert again.prepared.cases == first.prepared.cases
 
 
 def test_scan_is_listed_where_it_was_read(tmp_path, raw):
