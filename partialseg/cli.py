@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -412,8 +411,12 @@ def _run_study(name: str, *settings) -> None:  # noqa: ANN002 (those of `run_stu
 
 
 def _check_spacing(spacing: tuple[float, float, float]) -> None:
-    if not all(size > 0 and math.isfinite(size) for size in spacing):
-        raise typer.BadParameter(f"must be above 0 and finite, received {spacing}", param_hint="--spacing")
+    from partialseg.data.resample import check_spacing
+
+    try:
+        check_spacing(spacing)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--spacing") from error
 
 
 def _check_organs(organs: Optional[list[str]]) -> None:  # noqa: UP045

@@ -42,6 +42,7 @@ from partialseg.data.prepare_case import (
 from partialseg.data.prepared import Case, Dataset, Prepared, read_prepared, write_manifest
 from partialseg.data.raw_files import stamp
 from partialseg.data.relabel import prepared_values
+from partialseg.data.resample import check_spacing
 from partialseg.errors import DataError
 from partialseg.files import write_text
 from partialseg.locking import locked
@@ -117,12 +118,11 @@ def prepare(
         DataError: If two cards have the same name; if `out` is `raw`; if another run writes to the folder `out`; if
             `out` holds datasets that are not named here and were prepared with other settings; if `out` cannot be
             written; if the Dask cluster cannot be used.
-        ValueError: If a spacing is not above 0, or an organ is named twice.
+        ValueError: If a spacing is not 0.1 to 50 mm, or an organ is named twice.
     """
     out, raw = path_or_url(out), Path(raw).absolute()
     z, y, x = (float(size) for size in spacing_mm)
-    if min(z, y, x) <= 0:
-        raise ValueError(f"spacing_mm must be above 0, received {tuple(spacing_mm)}")
+    check_spacing((z, y, x))
     if organs is not None and len(set(class_names(organs))) < len(organs) + 1:
         raise ValueError(f"expected different organs, received {list(organs)}")
     if not is_remote(out):

@@ -40,6 +40,31 @@ _BAND = 16
 _CHUNK = 2048
 
 
+#: Voxel sizes that cases may be brought to, in mm: far beyond what CT has, and far within what memory holds.
+SMALLEST_MM, LARGEST_MM = 0.1, 50.0
+
+
+def check_spacing(spacing_mm: Sequence[float]) -> None:
+    """Refuse a voxel size that was mistyped, before hours go into it.
+
+    Args:
+        spacing_mm: Along each axis.
+
+    Raises:
+        ValueError: If one is below 0.1 mm, above 50 mm, or no number.
+
+    Example:
+        >>> check_spacing((3.0, 1.5, 1e9))
+        Traceback (most recent call last):
+        ValueError: the voxel size must be 0.1 to 50 mm along each axis, received 3 1.5 1e+09
+    """
+    if not all(SMALLEST_MM <= length <= LARGEST_MM for length in spacing_mm):
+        received = " ".join(f"{length:g}" for length in spacing_mm)
+        raise ValueError(
+            f"the voxel size must be {SMALLEST_MM:g} to {LARGEST_MM:g} mm along each axis, received {received}"
+        )
+
+
 def resampled_grid(
     shape: Sequence[int], affine: np.ndarray, spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> tuple[tuple[int, int, int], np.ndarray]:

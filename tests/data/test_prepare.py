@@ -291,7 +291,12 @@ def test_two_cards_of_one_name_are_refused(tmp_path, raw):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"spacing_mm": (0.0, 1.0, 1.0)}, {"organs": ["spleen", "spleen"]}, {"organs": ["background"]}],
+    [
+        {"spacing_mm": (0.0, 1.0, 1.0)},
+        {"spacing_mm": (1e9, 1.0, 1.0)},
+        {"organs": ["spleen", "spleen"]},
+        {"organs": ["background"]},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, raw, settings):
     with pytest.raises(ValueError, match="received"):
