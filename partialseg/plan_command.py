@@ -64,17 +64,19 @@ def plan(
 ) -> None:
     """Plan a training: patch, batch and network for the data and the memory.
 
-    In: prepared data. Out: CONFIG, for `partialseg train CONFIG`, and on the terminal what led to it.
+    In: prepared data. Out: CONFIG, for `partialseg train CONFIG`, and on the terminal what led to it. A plan that is
+    there is replaced; another file is not.
     """
     from rich.console import Console
 
     from partialseg.data.prepared import read_prepared
     from partialseg.files import write_text
+    from partialseg.training.planner import check_may_write_plan, spacing_line
     from partialseg.training.planner import plan as make_plan
-    from partialseg.training.planner import spacing_line
 
     if patch_size is not None and min(patch_size) < 1:
         raise typer.BadParameter(f"must be above 0, received {patch_size}", param_hint="--patch-size")
+    check_may_write_plan(out)
     made = make_plan(
         read_prepared(prepared, cache),
         preset,

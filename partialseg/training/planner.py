@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -23,6 +25,9 @@ MOST_OF_THE_DATA = 0.05
 #: Voxels of the patch that the search begins with.
 _LARGEST_PATCH = 256**3
 _SMALLEST_BATCH = 2
+#: How the file of a plan begins, see `Plan.text`.
+_HEAD = re.compile(r"# [\d,]+ datasets?, [\d,]+ training cases? of .*\n# a training step is estimated at ")
+_LONGEST_HEAD = 1000
 #: Least voxels along an axis of a patch: organs are not told apart in less.
 _SMALLEST_AXIS = 16
 
@@ -68,6 +73,31 @@ class Plan:
             if chosen != getattr(TrainingConfig.model_fields[section].default, choice):
                 content[section] = {choice: chosen, **content[section]}
         return lines + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+
+
+def check_may_write_plan(path: Path) -> None:
+    """Refuse to write a plan over a file that is something else; an earlier plan may be replaced.
+
+    Raises:
+        DataError: If something is there that `Plan.text` did not make, or that can no longer be read as a config.
+
+    Example:
+        >>> check_may_write_plan(Path("no such file"))
+    """
+    if not path.exists():
+        return
+    why = None if path.is_file() else "no file"
+    if why is None:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            why = None if _HEAD.match(file.read(_LONGEST_HEAD)) else "no config that `partialseg plan` wrote"
+    if why is None:
+        try:
+            read_config(path)
+        except DataError as error:
+            why = f"no config that can be read ({error.problem})"
+    if why is not None:
+        remedy = "give another file with --out, or move it away"
+        raise DataError(path, f"is there already and is {why}, which is not written over", remedy)
 
 
 def plan(

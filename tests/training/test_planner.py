@@ -19,7 +19,7 @@ from partialseg.training.fingerprint import fingerprint
 from partialseg.training.memory import estimate
 from partialseg.training.network_config import NETWORK_CONFIGS, UNetConfig, network_of_kind
 from partialseg.training.network_sizes import network_size
-from partialseg.training.planner import MOST_OF_THE_DATA, plan, spacing_line
+from partialseg.training.planner import MOST_OF_THE_DATA, check_may_write_plan, plan, spacing_line
 
 SMALL_UNET = UNetConfig(base_channels=8, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), deep_supervision=True)
 OTHER_KINDS = [kind for kind in NETWORK_CONFIGS if kind != "unet"]
@@ -226,6 +226,25 @@ def test_command_plans_for_another_network(tiny_prepared, tmp_path):
     made = read_config(out)
     assert (made.network.kind, made.losses.preset) == ("dynamic_head", "masked_sigmoid")
     assert made == plan(read_prepared(tiny_prepared), "dynamic_head", memory_gb=2).config
+
+
+def test_a_plan_replaces_plans_alone(prepared, tiny_prepared, tmp_path):
+    out, text = tmp_path / "plan.yaml", plan(prepared, memory_gb=2).text()
+    out.write_text(text.replace("name: default", "name: mine"))
+    check_may_write_plan(out)
+    for other, found in (
+        ("#!/bin/sh\nrm -r x\n", "no config that `partialseg plan` wrote"),
+        ("name: mine\n", "no config that `partialseg plan` wrote"),
+        (text + "batch: 2\n", "no config that can be read"),
+    ):
+        out.write_text(other)
+        result = CliRunner().invoke(app, ["plan", str(tiny_prepared), "--out", str(out)])
+        assert isinstance(result.exception, DataError)
+        assert f"plan.yaml: is there already and is {found}" in str(result.exception)
+        assert result.exception.remedy == "give another file with --out, or move it away"
+        assert out.read_text() == other
+    with pytest.raises(DataError, match="is no file"):
+        check_may_write_plan(tmp_path)
 
 
 def test_command_writes_a_config_that_trains_and_says_how_it_came_about(tiny_prepared, tmp_path):
