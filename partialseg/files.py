@@ -41,7 +41,8 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
             uploaded last.
 
     Raises:
-        DataError: For a URL, if the folder for temporary files is full, or the store does not take it.
+        DataError: If its folder cannot be made, see `make_folder`; for a URL, if the folder for temporary files is
+            full, or the store does not take it.
 
     Example:
         >>> import tempfile
@@ -59,7 +60,7 @@ def atomic_path(path: str | os.PathLike[str] | UPath, last: str | None = None) -
                 yield Path(folder) / path.name
             upload(Path(folder) / path.name, path, last)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     token = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".partial-{token}-{path.name}")
     replaced = path.with_name(f".partial-{token}-replaced-{path.name}")
@@ -90,6 +91,37 @@ def _naming_temporary_folder(path: UPath) -> Iterator[None]:
         raise DataError(path, problem, "make room there, or set TMPDIR to a folder with more room") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, where they are not there.
+
+    Raises:
+        DataError: If it cannot be made where it is to be, as in `/proc`; the system says then that it is not there,
+            as it says of a file that is to be read.
+        OSError: If a file is there, the disk is full, or the user may not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise _cannot_be_made(Path(os.fsdecode(error.filename)), error) from error
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; hidden files are those of the system, and what a process is just writing.
+
+    Raises:
+        OSError: If it cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("b", ".partial-0123abcd-a", "a"):
+        ...     (folder / name).touch()
+        >>> [path.name for path in visible(folder)]
+        ['a', 'b']
+    """
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def os_problem(error: OSError) -> DataError:
     """What the system did not let be written or read, in words: which file, why, and what to do.
 
@@ -101,9 +133,9 @@ def os_problem(error: OSError) -> DataError:
     """
     if error.filename is None:
         return DataError("files", error.strerror or str(error), "give another place")
-    named = error.filename if error.filename2 is None else error.filename2
-    path = Path(_TEMPORARY.sub("", os.fsdecode(named)))
-    there = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
+    named = os.fsdecode(error.filename if error.filename2 is None else error.filename2)
+    path = Path(_TEMPORARY.sub("", named))
+    there = _there(path)
     why = f" ({error.strerror})" if error.strerror else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(path, f"cannot be written{why}", "make room there, or give another place")
@@ -113,7 +145,20 @@ def os_problem(error: OSError) -> DataError:
         return DataError(path, f"may not be used{why}", "give yourself the permission, or give another place")
     if there == path:
         return DataError(path, f"cannot be used{why}", "give another place")
-    return DataError(path, f"cannot be made in {there}{why}", "give a place that can be written to")
+    if error.errno == errno.ENOENT and path == Path(named) and error.filename2 is None:
+        # What is written has a temporary name first, in a folder that is there: it was to be read.
+        return DataError(path, "there is no such file or folder", "correct the path, or put it back")
+    return _cannot_be_made(path, error)
+
+
+def _there(path: Path) -> Path:
+    """The path, or the folder next above it that is there."""
+    return next((folder for folder in (path, *path.parents) if folder.exists()), Path())
+
+
+def _cannot_be_made(path: Path, error: OSError) -> DataError:
+    why = f" ({error.strerror})" if error.strerror else ""
+    return DataError(path, f"cannot be made in {_there(path)}{why}", "give a place that can be written to")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

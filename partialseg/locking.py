@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from partialseg.errors import DataError
+from partialseg.files import make_folder
 
 #: The file that is locked; it says who holds it and, on a second line, for which run; it is gone when nobody does.
 LOCK_NAME = ".lock"
@@ -29,7 +30,7 @@ def locked(folder: str | os.PathLike[str], run: str = "") -> Iterator[None]:
         run: A name by which `is_held_by` tells this run from others; one line.
 
     Raises:
-        DataError: If another process holds it; names its machine and its process id.
+        DataError: If another process holds it; names its machine and its process id. If it cannot be made.
 
     Example:
         >>> import tempfile
@@ -41,7 +42,7 @@ def locked(folder: str | os.PathLike[str], run: str = "") -> Iterator[None]:
     """
     path = Path(folder) / LOCK_NAME
     is_new = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = _lock(path)
     try:
         os.ftruncate(descriptor, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from partialseg.errors import DataError
-from partialseg.files import atomic_path, write_json, write_text
+from partialseg.files import atomic_path, os_problem, write_json, write_text
 from partialseg.storage import path_or_url
 
 
@@ -95,6 +95,22 @@ def test_a_full_folder_for_temporary_files_is_named(code):
         raise OSError(code, os.strerror(code))
     assert not place.exists()
     assert not temporary.parent.exists()
+
+
+def test_a_missing_file_that_was_to_be_read_is_not_told_as_one_to_be_made(tmp_path):
+    path = tmp_path / "gone.txt"
+    with pytest.raises(FileNotFoundError) as read:
+        path.read_text()
+    expected = f"{path}: there is no such file or folder; correct the path, or put it back"
+    assert str(os_problem(read.value)) == expected
+    new = tmp_path / "made" / "new.txt"
+    with atomic_path(new) as temporary:
+        new.parent.rmdir()  # as another process may
+        with pytest.raises(FileNotFoundError) as written:
+            temporary.touch()
+        assert f"{new}: cannot be made in {tmp_path} (" in str(os_problem(written.value))
+        new.parent.mkdir()
+        temporary.touch()
 
 
 def test_temporary_names_keep_the_suffixes(tmp_path):

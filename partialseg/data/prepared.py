@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
 from partialseg.arrays import Cache, RemoteArray, open_array
-from partialseg.data.folder_kinds import first_scan, prepared_around
+from partialseg.data.folder_kinds import why_not_prepared
 from partialseg.data.front_matter import in_plain_words
 from partialseg.errors import DataError
 from partialseg.files import write_json
@@ -303,7 +303,7 @@ def read_prepared(
         cache = Cache(Path(cache))
     text = read_bytes(path)
     if text is None:
-        raise _no_manifest(folder)
+        raise why_not_prepared(folder)
     remedy = "delete it and run `partialseg prepare` again"
     try:
         content = json.loads(text)
@@ -333,24 +333,6 @@ def read_prepared(
         cases=manifest.cases,
         cache=cache if is_remote(folder) else None,
     )
-
-
-def _no_manifest(folder: Location) -> DataError:
-    """Says that a folder is not prepared, and what it is instead where that is known."""
-    path = folder / "manifest.json"
-    if not is_remote(folder):
-        if (prepared := prepared_around(folder)) is not None:
-            problem = "is a part of prepared data, expected the folder with manifest.json"
-            return DataError(folder, problem, f"give {prepared}")
-        inside = [below.parent for below in sorted(folder.glob("*/manifest.json"))]
-        if len(inside) == 1 and prepared_around(inside[0]) == inside[0]:
-            return DataError(path, "there is no manifest, but one in a folder below", f"give {inside[0]}")
-        if (scan := first_scan(folder)) is not None:
-            problem = f"looks like raw scans ({scan.relative_to(folder)}), expected prepared cases"
-            command = f"partialseg prepare CARD... --raw {folder} --out PREPARED"
-            return DataError(folder, problem, f"run `{command}` and give PREPARED")
-    command = f"partialseg prepare CARD... --raw DIR --out {folder}"
-    return DataError(path, "there is no manifest", f"run `{command}`")
 
 
 class _DatasetEntry(BaseModel):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from partialseg.data.volumes import Volume, write_probability_map
-from partialseg.files import atomic_path
+from partialseg.files import atomic_path, make_folder
 
 #: The whole number that stands for a probability of 1.
 FULL = 255
@@ -98,7 +98,7 @@ def probability_maps(beside: Path, scan: Volume, organs: Mapping[str, int]) -> I
     """
     folder = beside.with_name(f".partial-probabilities-{beside.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)  # where it could not be removed, its files are written over
+    make_folder(folder)  # where it could not be removed, its files are written over
     try:
         yield ProbabilityMaps(folder, scan, organs)
     finally:

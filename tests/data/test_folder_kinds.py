@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,27 @@ def test_prepared_cases_are_no_raw_scans(tiny_prepared, tmp_path, inside):
         problems = []
         assert list_scans([given], of_card, None, problems, []) == []
         assert [problem.problem.split(",")[-1] for problem in problems] == [" expected scans"]
+
+
+def test_what_is_not_there_is_no_part_of_prepared_data(tiny_prepared, monkeypatch):
+    monkeypatch.chdir(tiny_prepared)
+    problems = []
+    assert list_scans([tiny_prepared / "btcv" / "nowhere", "nowhere"], None, None, problems, []) == []
+    assert [problem.problem for problem in problems] == ["there is no such file or folder"] * 2
+    with pytest.raises(DataError, match=r"nowhere/manifest\.json: there is no manifest"):
+        read_prepared("nowhere")
+
+
+def test_a_place_of_other_files_is_not_offered_for_prepared_cases(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for given, what in ((tmp_path, "a folder of other files"), (tmp_path / "thesis.tex", "a file")):
+        with pytest.raises(DataError, match=f"is {what}, expected prepared cases") as raised:
+            read_prepared(given)
+        assert raised.value.remedy == "give PREPARED of `partialseg prepare CARD... --raw DIR --out PREPARED`"
+    Path(tmp_path / "one" / "case").mkdir(parents=True)
+    (tmp_path / "one" / "case" / "case.json").touch()  # of a preparation that was killed
+    with pytest.raises(DataError, match=f"there is no manifest; run .* --out {tmp_path}`"):
+        read_prepared(tmp_path)
 
 
 def test_prepared_cases_are_no_predictions(tiny_raw, tiny_prepared, tmp_path):
