@@ -115,11 +115,11 @@ def predict(
     if split is not None and card is None:
         raise typer.BadParameter("goes with --card", param_hint="--split")
     from partialseg.data.cards import read_card
+    from partialseg.data.volumes import stem
     from partialseg.inference.plausibility import warning_lines
     from partialseg.inference.postprocessing_choice import read_choice
     from partialseg.inference.predict import predict as run_predict
     from partialseg.inference.prediction_files import Outputs
-    from partialseg.inference.scans import stem
     from partialseg.training.runs import read_run
 
     named = None if card is None else read_card(card)

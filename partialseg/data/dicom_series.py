@@ -18,6 +18,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
 from partialseg.errors import DataError
+from partialseg.files import visible
 from partialseg.wording import counted
 
 #: Two slices this close (mm) along their normal lie at the same place.
@@ -259,7 +260,7 @@ def holds_dicom(folder: str | Path) -> bool:
     Raises:
         DataError: If several folders below it hold some.
     """
-    return any(map(_may_be_slice, _visible(_slice_folder(Path(folder)))))
+    return any(map(_may_be_slice, _entries(_slice_folder(Path(folder)))))
 
 
 def choose_series(folder: str | Path, series: str | None = None) -> Series:
@@ -330,12 +331,12 @@ def _is_meant(series: Series, wanted: str) -> bool:
 
 def _slice_folder(folder: Path, depth: int = 0) -> Path:
     """The folder itself, or the one folder below it that holds DICOM files where it holds none."""
-    entries = [path for path in _visible(folder)]
+    entries = _entries(folder)
     below = [path for path in entries if path.is_dir()]
     if depth == _MAX_DEPTH or not below or any(map(_may_be_slice, entries)):
         return folder
     found = {path: _slice_folder(path, depth + 1) for path in below}
-    holding = {top: path for top, path in found.items() if any(map(_may_be_slice, _visible(path)))}
+    holding = {top: path for top, path in found.items() if any(map(_may_be_slice, _entries(path)))}
     if len(holding) > 1:
         names = ", ".join(path.name for path in list(holding)[:5])
         raise DataError(
@@ -344,9 +345,9 @@ def _slice_folder(folder: Path, depth: int = 0) -> Path:
     return next(iter(holding.values()), folder)
 
 
-def _visible(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        return visible(folder)
     except OSError as error:
         raise DataError(folder, f"cannot be listed ({error})", "give a folder of DICOM slices") from error
 
@@ -367,7 +368,7 @@ def _read_headers(folder: Path, modality: str | None) -> tuple[list[Slice], Coun
     """Every slice of the folder, and how many files were passed over for what reason."""
     slices: list[Slice] = []
     passed_over: Counter[str] = Counter()
-    for path in _visible(folder):
+    for path in _entries(folder):
         if not path.is_file():
             continue
         try:

@@ -76,6 +76,26 @@ class Volume:
         return z, y, x
 
 
+def stem(path: Path) -> str:
+    """The name of a volume's file without what says the format; of a folder, its name.
+
+    Example:
+        >>> stem(Path("labels/img0001.nii.gz")), stem(Path("LIVER.1.MHA")), stem(Path("series.2"))
+        ('img0001', 'LIVER.1', 'series.2')
+    """
+    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
+
+
+def sidecar_path(label_map: Path) -> Path:
+    """Where the JSON lies that describes a predicted label map: beside it.
+
+    Example:
+        >>> sidecar_path(Path("out/liver_7.nii.gz")).as_posix()
+        'out/liver_7.json'
+    """
+    return label_map.with_name(f"{stem(label_map)}.json")
+
+
 def read_image(path: str | Path, series: str | None = None) -> Volume:
     """Read a CT scan.
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from partialseg.data.cards import Card, RawCase, assign_splits
 from partialseg.data.checks import label_values
 from partialseg.data.classes import BACKGROUND, class_names
+from partialseg.data.nifti import NIFTI_SUFFIXES
 from partialseg.data.relabel import to_prepared_values
-from partialseg.data.volumes import Volume, read_label
+from partialseg.data.volumes import Volume, read_label, sidecar_path, stem
 from partialseg.errors import DataError
+from partialseg.files import visible
 
-_SUFFIXES = (".nii.gz", ".nii")
 #: In place of classes: the values are those of the dataset's own label maps.
 CARD = "card"
 #: See `checked_classes`.
@@ -75,7 +76,7 @@ def read_prediction(
         DataError: If the label map cannot be read, it is not known what its values mean, or it holds other values.
     """
     volume = read_label(path)
-    if given == CARD and not sidecar(path).is_file():
+    if given == CARD and not sidecar_path(path).is_file():
         check_described(path, volume, card)
         classes = class_names(card.annotated)
         values, _ = to_prepared_values(volume, card, classes, case.name)
@@ -84,7 +85,7 @@ def read_prediction(
     found = predicted_classes(path, given)
     if (largest := int(volume.array.max())) >= len(found.classes):
         problem = f"holds value {largest}, but there are {len(found.classes)} classes"
-        raise DataError(path, problem, f"list the classes in {sidecar(path).name} beside it")
+        raise DataError(path, problem, f"list the classes in {sidecar_path(path).name} beside it")
     return volume, found
 
 
@@ -113,7 +114,7 @@ def predicted_classes(path: Path, given: Sequence[str] | None = None) -> Predict
         DataError: If there is no such file and none are given; or it is damaged, does not say the classes, or says
             wrong ones.
     """
-    beside = sidecar(path)
+    beside = sidecar_path(path)
     if not beside.is_file():
         if given is None:
             problem = f"there is no {beside.name} beside it, so it is not known what its values mean"
@@ -137,32 +138,10 @@ def _are_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def sidecar(path: Path) -> Path:
-    """The `.json` beside a label map."""
-    return path.with_name(stem_of(path) + ".json")
-
-
-def stem_of(path: Path) -> str:
-    """The name of a NIfTI file without `.nii` or `.nii.gz`.
-
-    Example:
-        >>> stem_of(Path("labels/img0001.nii.gz"))
-        'img0001'
-    """
-    for suffix in _SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
-
-
 def label_maps(folder: Path) -> dict[str, Path]:
     """The NIfTI files in a folder by their names without suffix; hidden ones are none."""
-    files = (path for path in sorted(folder.glob("*.nii*")) if path.is_file())
-    return {
-        stem_of(path): path
-        for path in files
-        if path.name.endswith(_SUFFIXES) and not path.name.startswith(".")
-    }
+    files = (path for path in (visible(folder) if folder.is_dir() else ()) if path.is_file())
+    return {stem(path): path for path in files if path.name.lower().endswith(NIFTI_SUFFIXES)}
 
 
 def matched(
@@ -181,17 +160,17 @@ def matched(
     """
     by_label: dict[str, list[RawCase]] = {}
     for case in cases.values():
-        by_label.setdefault(stem_of(case.label), []).append(case)
+        by_label.setdefault(stem(case.label), []).append(case)
     splits = assign_splits(card, cases) if split is not None else {}
     pairs, problems, notes = {}, [], []
-    for stem, path in files.items():
-        same_label = by_label.get(stem, [])
-        case = cases.get(stem) or (same_label[0] if len(same_label) == 1 else None)
-        if (why := card.why_excluded(stem)) is not None:
-            notes.append(f"{card.name}, {stem}: not scored, since the card excludes it: {why}")
+    for name, path in files.items():
+        same_label = by_label.get(name, [])
+        case = cases.get(name) or (same_label[0] if len(same_label) == 1 else None)
+        if (why := card.why_excluded(name)) is not None:
+            notes.append(f"{card.name}, {name}: not scored, since the card excludes it: {why}")
         elif case is None:
             remedy = "name it after a case, as in " + next(iter(cases))
-            problems.append(DataError(path, f"there is no case {stem} of {card.name}", remedy))
+            problems.append(DataError(path, f"there is no case {name} of {card.name}", remedy))
         elif case.name in pairs:
             problem = f"{pairs[case.name][0].name} is of the same case"
             problems.append(DataError(path, problem, "keep one of the two"))

@@ -109,7 +109,8 @@ def write_dicom_seg(
         model: Says which network it was; what is longer than a name in DICOM is cut off.
 
     Raises:
-        DataError: If the headers of the series cannot be taken over.
+        DataError: If the headers of the series cannot be taken over; nothing is written then.
+        OSError: If the file cannot be written.
         ValueError: If there is no organ, or one without a voxel.
     """
     table = np.zeros(256, dtype=np.uint8)
@@ -119,16 +120,16 @@ def write_dicom_seg(
     if not organs or not found.all():
         raise ValueError(f"expected a voxel of each organ, found {dict(zip(organs, found, strict=True))}")
     try:
-        with _quiet():
-            segmentation = _segmentation(segments, source, tuple(organs), _name(model))
-    except DAMAGED as error:
+        with atomic_path(path) as temporary, _quiet():
+            _segmentation(segments, source, tuple(organs), _name(model)).save_as(temporary)
+    except OSError:
+        raise  # of the place that is written to, not of the series
+    except DAMAGED as error:  # of the headers some are looked at when they are written
         raise DataError(
             like.source.path,
             f"its headers cannot be taken over into a DICOM segmentation ({brief(error)})",
             "export the series again, or predict it without --dicom-seg",
         ) from error
-    with atomic_path(path) as temporary, _quiet():
-        segmentation.save_as(temporary)
 
 
 def _segmentation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import pydicom
 
 from partialseg.data.cards import Card
 from partialseg.data.raw_files import content_hash
-from partialseg.data.volumes import read_image
+from partialseg.data.volumes import read_image, stem
 from partialseg.errors import DataError
+from partialseg.files import os_problem
 from partialseg.inference.dicom_seg import read_source_series
 from partialseg.inference.labelling import (
     Network,
@@ -24,16 +25,18 @@ from partialseg.inference.labelling import (
     load_networks,
     trained_mirror_axes,
 )
+from partialseg.inference.out_of_memory import memory_as_problem
 from partialseg.inference.plausibility import PredictionWarning
 from partialseg.inference.prediction_files import (
     Origin,
     Outputs,
     check_names_are_free,
     find_prediction,
+    problem_json,
     write_prediction,
 )
 from partialseg.inference.probability_maps import file_names, probability_maps
-from partialseg.inference.scans import Scan, list_scans, stem, with_files
+from partialseg.inference.scans import Scan, list_scans, with_files
 from partialseg.inference.summary import write_summary
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
@@ -82,11 +85,11 @@ def predict(
 ) -> PredictResult:
     """Predict scans with a trained network; each gives `OUT/<case>.nii.gz` and `OUT/<case>.json`.
 
-    `OUT/summary.csv` has a row for each prediction in the folder.
+    `OUT/summary.csv` has a row for each prediction in the folder; it is written too where the work is stopped.
 
-    What is wrong with one scan does not keep the others from being predicted. A prediction that is there already,
-    made of the same scan by the same network with the same settings, is kept; any other is replaced. A file that
-    is no prediction is left alone.
+    What is wrong with one scan, or that the memory does not do for it, does not keep the others from being
+    predicted. A prediction that is there already, made of the same scan by the same network with the same settings,
+    is kept; any other is replaced. A file that is no prediction is left alone.
 
     Args:
         run: A run, or its folder.
@@ -132,7 +135,8 @@ def predict(
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems, result.notes)
     sources = {path.resolve() for scan in scans for path in (scan.path, *scan.files)}
-    with progress_bar() as bar:
+    remedy = _more_memory(batch_size)
+    with _summary_at_the_end(Path(out), result), progress_bar() as bar:
         bar.disable = not progress
         overall = bar.add_task("predict", total=len(scans))
         windows = bar.add_task("windows", total=None)
@@ -140,38 +144,65 @@ def predict(
             bar.reset(windows, description=scan.name)
             label_map = Path(out) / f"{scan.name}.nii.gz"
             try:
-                scan = with_files(scan)
-                check_names_are_free(label_map, sources)
-                sidecar = None if again else find_prediction(label_map, scan.sources, origin)
-                if sidecar is not None:
-                    result.kept.append(label_map)
-                else:
-                    # Loaded when they are needed: where all is there already, a second call takes no time.
-                    networks = networks or load_networks(runs, precision)
-                    sidecar = _predict_scan(
-                        networks,
-                        runs,
-                        scan,
-                        label_map,
-                        settings,
-                        lambda done, total: bar.update(windows, completed=done, total=total),
-                        outputs,
-                        origin,
-                    )
-                    result.written.append(label_map)
+                with memory_as_problem(scan.path, remedy):
+                    scan = with_files(scan)
+                    check_names_are_free(label_map, sources)
+                    sidecar = None if again else find_prediction(label_map, scan.sources, origin)
+                    if sidecar is not None:
+                        result.kept.append(label_map)
+                    else:
+                        # Loaded when they are needed: where all is there already, a second call takes no time.
+                        networks = networks or load_networks(runs, precision)
+                        sidecar = _predict_scan(
+                            networks,
+                            runs,
+                            scan,
+                            label_map,
+                            settings,
+                            lambda done, total: bar.update(windows, completed=done, total=total),
+                            outputs,
+                            origin,
+                        )
+                        result.written.append(label_map)
                 result.warnings[scan.name] = [PredictionWarning(**one) for one in sidecar["warnings"]]
                 result.problems.extend(DataError(**problem) for problem in sidecar["problems"])
             except DataError as error:
-                result.problems.append(error)
+                # Without its traceback, whose frames would hold the scan's arrays until all scans are done.
+                result.problems.append(DataError(**problem_json(error)))
             bar.advance(overall)
-    if result.written or result.kept:
-        statuses = {stem(path): "predicted" for path in result.written}
-        statuses |= {stem(path): "kept" for path in result.kept}
-        try:
-            write_summary(Path(out), statuses, result.problems)
-        except DataError as error:
-            result.problems.append(error)
     return result
+
+
+def _more_memory(batch_size: int) -> str:
+    """What to do where a scan does not fit."""
+    smaller = f"give a --batch-size below {batch_size}, or " if batch_size > 1 else ""
+    return (
+        f"{smaller}predict it where there is more: on another GPU, on the CPU (CUDA_VISIBLE_DEVICES=-1), or on a "
+        "machine with more memory"
+    )
+
+
+@contextlib.contextmanager
+def _summary_at_the_end(out: Path, result: PredictResult) -> Iterator[None]:
+    """Write the table of what was done, also where the work is stopped in the middle."""
+    try:
+        yield
+    finally:
+        _write_summary(out, result)
+
+
+def _write_summary(out: Path, result: PredictResult) -> None:
+    """Write the table; that it cannot be written is one problem more, and hides none that ended the work."""
+    if not (result.written or result.kept):
+        return
+    statuses = {stem(path): "predicted" for path in result.written}
+    statuses |= {stem(path): "kept" for path in result.kept}
+    try:
+        write_summary(out, statuses, result.problems)
+    except DataError as error:
+        result.problems.append(error)
+    except OSError as error:
+        result.problems.append(os_problem(error))
 
 
 def predict_scan(
@@ -231,7 +262,7 @@ def _predict_scan(
         try:
             source = read_source_series(scan.path, scan.series)
         except DataError as error:  # the label map is no worse for it
-            problems.append({"path": error.path, "problem": error.problem, "remedy": error.remedy})
+            problems.append(problem_json(error))
     made_of = origin.marks(scan.sources)
     volume = read_image(scan.path, scan.series)
     classes = runs[0].classes

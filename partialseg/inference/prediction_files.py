@@ -26,10 +26,11 @@ from partialseg import __version__
 from partialseg.data.dicom_series import SEGMENTATION_SUFFIX
 from partialseg.data.organ_codes import is_private, organ_code
 from partialseg.data.raw_files import content_hash, stamp
-from partialseg.data.volumes import Volume, write_label_map
+from partialseg.data.volumes import Volume, sidecar_path, stem, write_label_map
 from partialseg.errors import DataError
 from partialseg.files import atomic_path, write_json
 from partialseg.inference.dicom_seg import SourceSeries, write_dicom_seg
+from partialseg.inference.out_of_memory import memory_as_problem
 from partialseg.inference.plausibility import (
     DICOM_SEG,
     NOT_FOUND,
@@ -40,7 +41,7 @@ from partialseg.inference.plausibility import (
 )
 from partialseg.inference.postprocessing import Change, OrganRules, middle_of_body, postprocess
 from partialseg.inference.probability_maps import ProbabilityMaps
-from partialseg.inference.scans import PROBABILITIES, describes_prediction, sidecar_path, stem
+from partialseg.inference.scans import PROBABILITIES, describes_prediction
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def write_prediction(
         maps: The probabilities, where they are written.
 
     Returns:
-        The content of the sidecar.
+        The content of the sidecar; that no DICOM segmentation could be written is among its problems.
     """
     middle = middle_of_body(scan.array)
     changes = None
@@ -201,7 +202,10 @@ def write_prediction(
     _take_away(out, sidecar)
     files = {} if maps is None else maps.write(_probabilities_path(out))
     if source is not None:
-        files |= _write_dicom_seg(out, labels, scan, source, organs, facts, warnings)
+        try:
+            files |= _write_dicom_seg(out, labels, scan, source, organs, facts, warnings)
+        except DataError as error:  # the label map is no worse for it
+            sidecar["problems"] = [*sidecar.get("problems", ()), problem_json(error)]
     sidecar["warnings"] = [warning._asdict() for warning in warnings]
     with atomic_path(out) as temporary:
         write_label_map(temporary, labels, like=scan)
@@ -211,6 +215,11 @@ def write_prediction(
         sidecar["hashes"] = {**hashes, out.name: content_hash([temporary])}
         write_json(sidecar_path(out), sidecar)
     return sidecar
+
+
+def problem_json(error: DataError) -> dict[str, str]:
+    """What is wrong, as a sidecar holds it."""
+    return {"path": error.path, "problem": error.problem, "remedy": error.remedy}
 
 
 def _write_dicom_seg(
@@ -225,16 +234,18 @@ def _write_dicom_seg(
     """Write a segmentation of the organs that were found; name and size of the file, and warnings are added."""
     missing = {warning.organ for warning in warnings if warning.kind == NOT_FOUND}
     found = {organ: value for organ, value in organs.items() if organ not in missing}
-    for organ in found:
-        if is_private(organ_code(organ)):
-            text = f"{organ} has no code in SNOMED CT: its DICOM segment has one of partialseg's own"
-            warnings.append(PredictionWarning(organ, DICOM_SEG, text))
     if not found:
         text = "no organ was found: there is no DICOM segmentation"
         warnings.append(PredictionWarning(None, DICOM_SEG, text))
         return {}
     path = _dicom_seg_path(out)
-    write_dicom_seg(path, labels, scan, source, found, Path(facts["run"]).name)
+    remedy = "predict it with --again where there is more, or without --dicom-seg"
+    with memory_as_problem(source.folder, remedy):
+        write_dicom_seg(path, labels, scan, source, found, Path(facts["run"]).name)
+    for organ in found:
+        if is_private(organ_code(organ)):
+            text = f"{organ} has no code in SNOMED CT: its DICOM segment has one of partialseg's own"
+            warnings.append(PredictionWarning(organ, DICOM_SEG, text))
     return {path.name: path.stat().st_size}
 
 

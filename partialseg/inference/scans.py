@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partialseg.data.cards import Card, assign_splits, find_cases
-from partialseg.data.dicom_series import SEGMENTATION_SUFFIX, Series, choose_series, holds_dicom, list_series
+from partialseg.data.dicom_series import Series, choose_series, holds_dicom, list_series
 from partialseg.data.folder_kinds import check_is_not_prepared
-from partialseg.data.volumes import SUFFIXES
+from partialseg.data.volumes import SUFFIXES, sidecar_path, stem
 from partialseg.errors import DataError, first_of
+from partialseg.files import visible
 
 #: Of these the JSON beside a prediction has one at least, whatever version wrote it.
 _FOUND = ("volumes_ml", "made_of")
@@ -63,16 +64,6 @@ def case_name(path: str | Path) -> str:
     if name.lower() in GENERIC_NAMES:
         return path.resolve().parent.name or name
     return name or path.resolve().name
-
-
-def stem(path: Path) -> str:
-    """File name without what says the format."""
-    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
-
-
-def sidecar_path(label_map: Path) -> Path:
-    """Where the JSON of a prediction is."""
-    return label_map.with_name(f"{stem(label_map)}.json")
 
 
 def describes_prediction(sidecar: Path) -> bool:
@@ -131,7 +122,7 @@ def _scans_of(part: Path, name: str | None, card: Card | None, split: str | None
 def _parts(entry: Path) -> list[tuple[Path, str | None]]:
     """An input; or, of a folder with several folders of DICOM slices below it, each of these and its name."""
     if entry.is_dir() and not _volume_files(entry):
-        found = [part for part in _dicom_folders(entry, "") if not _holds_predictions(part[0])]
+        found = _dicom_folders(entry, "")
         if len(found) == 1:
             return [(found[0][0], case_name(entry))]
         if found:
@@ -142,7 +133,7 @@ def _parts(entry: Path) -> list[tuple[Path, str | None]]:
 def _folders_not_read(entry: Path, told: Iterable[Path]) -> list[str]:
     """Of a folder the folders in it that hold scans, none of which is told of; not those of predictions."""
     read = {place for path in told for place in (path, *path.parents)}
-    return [path.name for path in _visible(entry) if path not in read and _holds_scans(path, _DEPTH)]
+    return [path.name for path in _entries(entry) if path not in read and _holds_scans(path, _DEPTH)]
 
 
 def _holds_scans(folder: Path, depth: int) -> bool:
@@ -153,10 +144,10 @@ def _holds_scans(folder: Path, depth: int) -> bool:
     if _volume_files(folder):
         return True
     try:
-        holds = holds_dicom(folder) and not _holds_predictions(folder)
+        holds = holds_dicom(folder)
     except DataError:  # several folders in it do
         holds = True
-    return holds or (depth > 0 and any(_holds_scans(path, depth - 1) for path in _visible(folder)))
+    return holds or (depth > 0 and any(_holds_scans(path, depth - 1) for path in _entries(folder)))
 
 
 def _case_of(folder: Path) -> str:
@@ -168,22 +159,15 @@ def _dicom_folders(folder: Path, name: str) -> list[tuple[Path, str]]:
     try:
         return [(folder, name)] if holds_dicom(folder) else []
     except DataError:  # several folders in it hold DICOM, or one cannot be listed: who reads it says so
-        below = [path for path in _visible(folder) if path.is_dir()]
+        below = [path for path in _entries(folder) if path.is_dir()]
     parts = [_dicom_folders(path, f"{name}_{path.name}" if name else path.name) for path in below]
     return [found for part in parts for found in part] or [(folder, name)]
-
-
-def _holds_predictions(folder: Path) -> bool:
-    """Whether the DICOM files of a folder are segmentations that were written beside label maps."""
-    names = [path.name for path in _visible(folder) if path.is_file()]
-    is_written = all(name.endswith((SEGMENTATION_SUFFIX, ".json", ".nii.gz", SUMMARY)) for name in names)
-    return is_written and any(name.endswith(SEGMENTATION_SUFFIX) for name in names)
 
 
 def _volume_files(folder: Path) -> list[Path]:
     """The files of volumes in a folder, without predictions that were written into it."""
     found = []
-    for path in _visible(folder):
+    for path in _entries(folder):
         if path.name.lower().endswith(SUFFIXES):
             is_prediction = False
             with contextlib.suppress(ValueError, OSError):
@@ -192,12 +176,11 @@ def _volume_files(folder: Path) -> list[Path]:
     return found
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What is in a folder; hidden files are those of the system, and what another process is just writing."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:  # who reads it says so
-        return []
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it cannot be listed: who reads it says so."""
+    with contextlib.suppress(OSError):
+        return visible(folder)
+    return []
 
 
 def _plain_scans(entry: Path, name: str | None) -> list[Scan]:
@@ -206,7 +189,7 @@ def _plain_scans(entry: Path, name: str | None) -> list[Scan]:
         raise DataError(entry, "there is no such file or folder", "correct the path")
     if not entry.is_dir():
         return [Scan(case_name(entry), entry)]
-    inside = [path for path in _visible(entry) if path.is_file()]
+    inside = [path for path in _entries(entry) if path.is_file()]
     files = _volume_files(entry)
     if files:
         return [Scan(case_name(path), path) for path in files]

@@ -193,6 +193,23 @@ def test_a_series_without_identifiers_is_refused(tmp_path):
         read_source_series(folder)
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(ValueError("odd"), DataError), (OSError(28, "full"), OSError)]
+)
+def test_what_fails_in_writing_is_of_the_headers_or_of_the_place(tmp_path, monkeypatch, raised, expected):
+    def fail(*_):
+        raise raised
+
+    folder = write_series(tmp_path / "ct")
+    volume, source = read_image(folder), read_source_series(folder)
+    monkeypatch.setattr(highdicom.seg.Segmentation, "save_as", fail)
+    with pytest.raises(expected, match=r"headers cannot be taken over|full"):
+        write_dicom_seg(
+            tmp_path / "a.seg.dcm", some_labels(volume.array.shape), volume, source, ORGANS, "run"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
 def test_an_organ_without_a_voxel_gets_no_segment(tmp_path):
     folder = write_series(tmp_path / "ct")
     volume, source = read_image(folder), read_source_series(folder)

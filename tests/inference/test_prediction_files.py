@@ -25,15 +25,17 @@ AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
 
 class Network:
-    """Liver above 100 HU, spleen above 300 HU; may stop as if killed after some passes."""
+    """Liver above 100 HU, spleen above 300 HU; may stop as if killed after some passes, or ask for too much at one."""
 
     def __init__(self):
-        self.passes, self.stop_after = 0, None
+        self.passes, self.stop_after, self.too_large_at = 0, None, None
 
     def __call__(self, hu):
         self.passes += 1
         if self.stop_after is not None and self.passes > self.stop_after:
             raise KeyboardInterrupt
+        if self.passes == self.too_large_at:
+            np.empty(2**60, dtype=np.uint8)
         return np.concatenate([0 * hu, hu - 100, 2 * hu - 400, 0 * hu - 1e6], axis=-1)
 
 
@@ -95,7 +97,8 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_and_leaves_no_half_file(ru
     network.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         go(run, scans, out)
-    assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.json", "a.nii.gz", "summary.csv"]
+    assert list(pd.read_csv(out / "summary.csv").case) == ["a"]
     network.stop_after = None
     result = go(run, scans, out)
     assert [path.name for path in result.kept] == ["a.nii.gz"]
@@ -170,6 +173,25 @@ def test_a_network_that_gives_no_numbers_writes_no_empty_label_map(run, scans, t
     result = go(run, scans, tmp_path / "out")
     assert result.written == []
     assert "a.nii.gz: the network gave values that are not numbers" in str(result.problems[0])
+
+
+def test_a_scan_for_which_the_memory_does_not_do_ends_nothing(run, scans, tmp_path, network):
+    network.too_large_at = 2
+    result = go(run, scans, tmp_path / "out", batch_size=4)
+    assert [path.name for path in result.written] == ["a.nii.gz", "c.nii.gz"]
+    (problem,) = result.problems
+    assert "b.nii.gz: needs more memory than there is (Unable to allocate" in str(problem)
+    assert "; give a --batch-size below 4, or predict it where there is more" in str(problem)
+    assert problem.__traceback__ is problem.__cause__ is None  # whose frames would hold the scan
+    table = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert list(table.status) == ["predicted", "predicted", "problem"]
+
+
+def test_a_table_that_cannot_be_written_is_a_problem_beside_the_predictions(run, scans, tmp_path, network):
+    (tmp_path / "out" / "summary.csv").mkdir(parents=True)
+    result = go(run, scans, tmp_path / "out")
+    assert len(result.written) == 3
+    assert "summary.csv: cannot be used" in str(result.problems[0])
 
 
 def test_a_scan_that_can_no_longer_be_read_leaves_its_prediction(run, scans, tmp_path, network):
@@ -285,6 +307,22 @@ def write_six_slices(folder):
         dataset.save_as(folder / f"{index}.dcm")
 
 
+def test_headers_that_no_segmentation_can_take_over_cost_no_label_map(run, tmp_path, network):
+    folder, out = tmp_path / "series", tmp_path / "out"
+    write_six_slices(folder)
+    assert len(predict(run, [folder], out, progress=False).written) == 1
+    for path in folder.iterdir():
+        dataset, tag = pydicom.dcmread(path), pydicom.tag.Tag("StudyDate")
+        dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DA", 8, b"garbage!", 0, False, True)
+        dataset.save_as(path)
+    result = predict(run, [folder], out, progress=False, outputs=Outputs(dicom_seg=True))
+    again = predict(run, [folder], out, progress=False, outputs=Outputs(dicom_seg=True))
+    assert [path.name for path in result.written] == [path.name for path in again.kept] == ["series.nii.gz"]
+    for problems in (result.problems, again.problems):
+        assert ["headers cannot be taken over" in str(problem) for problem in problems] == [True]
+    assert sidecar(out, "series")["files"].keys() == {"series.nii.gz"}
+
+
 def test_predictions_in_a_folder_within_the_series_are_no_part_of_it(run, tmp_path, network):
     folder = tmp_path / "series"
     write_six_slices(folder)
@@ -336,6 +374,17 @@ def test_predictions_beside_the_series_of_a_patient_are_no_series(run, tmp_path,
     again = predict(run, [tmp_path / "patient"], out, progress=False)
     assert again.problems == []
     assert [path.name for path in first.written] == [path.name for path in again.kept] == ["patient.nii.gz"]
+
+
+def test_patients_with_predictions_beside_their_series_are_predicted(run, tmp_path, network):
+    night, arguments = tmp_path / "night", {"progress": False, "outputs": Outputs(dicom_seg=True)}
+    for name in ("p1", "p2"):
+        write_six_slices(night / name / "series")
+        predict(run, [night / name], night / name, **arguments)
+        assert (night / name / f"{name}.seg.dcm").is_file()
+    result = predict(run, [night], tmp_path / "out", **arguments)
+    assert [path.name for path in result.written] == ["p1.nii.gz", "p2.nii.gz"]
+    assert (result.problems, result.notes) == ([], [])
 
 
 def test_probabilities_are_those_of_the_network_in_the_scan_s_own_axes(run, scans, tmp_path, network):
