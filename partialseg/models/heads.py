@@ -17,9 +17,11 @@ CLASS_AXES = {
 }
 #: Of these, weights by which a class counts for what is computed of all: 0 for a new one, so that nothing changes.
 _COUNTS_FOR_ALL = r"attention_conv0/kernel$"
+#: And weights of which each organ's give its logit, but none background's: the last is the logit's bias.
+_GIVES_ORGANS = r"controller/kernel$"
 #: Logits of coarser stages, which networks with and without deep supervision do not share.
 _COARSER_LOGITS = r"(logits|organ_logit|head_input)[1-9]\d*/(kernel|bias)$"
-#: Share of background's probability with which a new organ begins.
+#: Share of background's probability with which a new organ begins; of an organ's odds where background has no weights.
 NEW_ORGAN_SHARE = 0.01
 
 
@@ -31,8 +33,10 @@ def take_over(
     Weights without an axis of classes are copied; the others class by class, by name. To the trained network a new
     organ was background: its logit begins as background's less log 100, so that it has a hundredth of background's
     probability at every voxel and no label changes. It has no say in PIPO-FAN's attention, which weighs the scales for
-    all classes. Where a network has no logit of background, a new class begins as it is in `model`; so do the logits of
-    coarser stages of which the trained network, without deep supervision, has none.
+    all classes. DoDNet's background has no weights, its logit is 0: there a new organ's logit begins as that of the
+    first organ that both networks know, less log 100, so that it is never the largest (where they share no organ, it
+    begins as it is in `model`). Logits of coarser stages of which the trained network, without deep supervision, has
+    none, begin as they are in `model`.
 
     A conditioned network, which tells organs by their place in the list, cannot be given others.
 
@@ -87,6 +91,7 @@ def _taken_over(
     old, result = np.moveaxis(old, axis, 0), np.moveaxis(new, axis, 0).copy()
     result[:others] = old[:others]
     gives_logits = axis == -1
+    shared = [name for name in old_classes[1:] if name in classes]
     for index, name in enumerate(classes):
         if name in old_classes:
             result[others + index] = old[others + old_classes.index(name)]
@@ -95,4 +100,7 @@ def _taken_over(
             result[others + index] = old[others] + less
         elif re.search(_COUNTS_FOR_ALL, path):
             result[others + index] = 0.0
+        elif shared and re.search(_GIVES_ORGANS, path):
+            result[others + index] = old[others + old_classes.index(shared[0])]
+            result[others + index, -1] += np.log(NEW_ORGAN_SHARE)
     return np.moveaxis(result, 0, axis)

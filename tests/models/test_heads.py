@@ -61,6 +61,12 @@ def test_dynamic_head_keeps_its_organs_when_it_learns_more():
         np.testing.assert_allclose(
             after[..., NEW.index(name)], before[..., OLD.index(name)], rtol=1e-3, atol=1e-4
         )
+    # A new organ begins as the first one that is known, with a hundredth of its odds: it takes no voxel over.
+    for name in set(NEW) - set(OLD):
+        np.testing.assert_allclose(
+            after[..., NEW.index(name)], before[..., 1] + np.log(0.01), rtol=1e-3, atol=1e-3
+        )
+    np.testing.assert_array_equal(np.array(OLD)[before.argmax(axis=-1)], np.array(NEW)[after.argmax(axis=-1)])
 
 
 def test_pipo_fan_weighs_its_scales_as_before_when_it_learns_more():
