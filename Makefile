@@ -40,6 +40,7 @@ torch-available: venv
 test-torch: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'
 	OMP_NUM_THREADS=1 KERAS_BACKEND=torch $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile --durations=5 $(ON_ANY_BACKEND)
+	$(BIN)/python -m pytest -m slow --durations=5 tests/training/test_backends.py -k torch
 
 # Whole trainings: the demo, a study, real label maps dressed as CT.
 test-slow: venv
