@@ -77,13 +77,11 @@ def compute_deterministically() -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def jit_compile() -> bool | str:
-    """What `compile` is told about XLA.
+def jit_compile() -> bool:
+    """Whether XLA compiles the whole step: on JAX, which has nothing else.
 
-    On CPUs it is several times slower than oneDNN at 3D convolutions; JAX has nothing else.
+    On TensorFlow it does not. On CPUs XLA's 3D convolutions take several times as long as oneDNN's, and with a GPU
+    Keras' "auto" would leave it off as well under a strategy, such as `make_strategy` gives. Losses and norms, which
+    gain by it, are compiled by themselves.
     """
-    if keras.backend.backend() == "jax":
-        return True
-    if keras.backend.backend() == "torch":
-        return False
-    return "auto" if tf.config.list_physical_devices("GPU") else False
+    return keras.backend.backend() == "jax"

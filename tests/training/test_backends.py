@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from partialseg.cli import main
+from partialseg.training.backends import jit_compile
 
 TRAIN = """
 import sys
@@ -70,6 +72,11 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_serves_tensorflow(backend, t
     from partialseg.training import read_run
 
     assert len(read_run(tmp_path / "whole").load_model().outputs) == 2
+
+
+def test_tensorflow_compiles_no_whole_step_by_xla_with_a_gpu_either(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: ["GPU"])
+    assert jit_compile() is False
 
 
 def test_devices_cannot_be_named_where_there_are_no_strategies(tiny_prepared, tmp_path):
