@@ -123,8 +123,9 @@ def _unet(count: _Count, network: UNetConfig, num_classes: int) -> None:
         count.convolution(stage, 2 * width, width)
         for _ in range(up - 1):
             count.convolution(stage, width, width)
-        count.weights += num_classes * width
-    count.logits = count.voxels[0] * num_classes
+    for stage in count.supervised(network):
+        count.weights += num_classes * count.channels[stage]
+        count.logits += count.voxels[stage] * num_classes
 
 
 def _convolutions(network: UNetConfig) -> tuple[list[int], int]:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -185,6 +186,15 @@ def test_weights_are_counted_to_a_few_percent(network):
     copies = estimate(network, (32, 32, 32), 1, 6, copies=0).weights / 4
     model = build_network(num_classes=6, **network.model_dump())
     assert copies == pytest.approx(model.count_params(), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["unet", *OTHER_KINDS])
+def test_logits_of_all_outputs_are_counted(kind):
+    network = SMALL_UNET if kind == "unet" else network_of_kind(kind, SMALL_UNET)
+    model = build_network(num_classes=6, **network.model_dump())
+    outputs = model(np.zeros((1, 8, 16, 16, 1), "float32"))
+    assert len(outputs) > 1
+    assert network_size(network, (8, 16, 16), 6).logits == sum(math.prod(o.shape) for o in outputs)
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
