@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from partialseg.cli_options import CacheFolder, Precision
+from partialseg.wording import times
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +93,7 @@ def plan(
     console.print(stages_table(made))
     config = made.config
     typer.echo(
-        f"patch {_times(config.patch_size)}, batch {config.batch_size}, "
+        f"patch {times(config.patch_size)}, batch {config.batch_size}, "
         f"{_network(config.network)}, {config.precision}: about {made.memory.gigabytes:.1f} of {made.memory_gb:g} GB "
         f"{f'on each of {made.devices} devices ' if made.devices > 1 else ''}"
         f"(weights {made.memory.weights / 1e9:.1f}, maps {made.memory.maps / 1e9:.1f}, passing "
@@ -109,12 +110,12 @@ def data_table(made: Plan) -> Table:
     """The fingerprint: a row for each dataset."""
     from rich.table import Table
 
-    table = Table(title=f"training cases, {_times(made.fingerprint.spacing_mm)} mm")
+    table = Table(title=f"training cases, {times(made.fingerprint.spacing_mm)} mm")
     for column in ("dataset", "cases", "organs", "voxels, 10%", "median", "90%", "raw scans, mm"):
         table.add_column(column, justify="left" if column == "dataset" else "right")
     for of in made.fingerprint.datasets:
-        raw = "" if of.source_mm is None else _times(of.source_mm)
-        sizes = (_times(size) for size in (of.low, of.median, of.high))
+        raw = "" if of.source_mm is None else times(of.source_mm)
+        sizes = (times(size) for size in (of.low, of.median, of.high))
         table.add_row(of.name, str(of.cases), str(of.organs), *sizes, raw)
     return table
 
@@ -137,10 +138,10 @@ def stages_table(made: Plan) -> Table:
         width = min(network.base_channels * 2**stage, network.max_channels)
         table.add_row(
             str(stage + 1),
-            _times(sizes),
-            _times(spacing),
-            _times(stride),
-            _times(kernel),
+            times(sizes),
+            times(spacing),
+            times(stride),
+            times(kernel),
             str(width),
         )
     return table
@@ -149,7 +150,3 @@ def stages_table(made: Plan) -> Table:
 def _network(network: NetworkConfig) -> str:
     """What kind of network a plan has, in words."""
     return f"{network.encoder} encoder" if network.kind == "unet" else f"network {network.kind}"
-
-
-def _times(numbers: tuple[float, ...] | list[float]) -> str:
-    return "×".join(f"{number:g}" for number in numbers)

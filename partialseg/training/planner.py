@@ -18,7 +18,7 @@ from partialseg.training.config import TrainingConfig, read_config
 from partialseg.training.fingerprint import Fingerprint, fingerprint
 from partialseg.training.memory import Memory, estimate_training
 from partialseg.training.network_config import NetworkConfig, UNetConfig
-from partialseg.wording import counted
+from partialseg.wording import counted, times
 
 #: A batch is no larger than this share of all training voxels.
 MOST_OF_THE_DATA = 0.05
@@ -58,7 +58,7 @@ class Plan:
         about = [
             f"{counted(len(found.datasets), 'dataset')}, "
             f"{counted(sum(d.cases for d in found.datasets), 'training case')} of "
-            f"{_times(found.median)} voxels (median) at {_times(found.spacing_mm)} mm",
+            f"{times(found.median)} voxels (median) at {times(found.spacing_mm)} mm",
             f"a training step is estimated at {self.memory.gigabytes:.1f} GB of {self.memory_gb:g}"
             + (f" on each of {self.devices} devices" if self.devices > 1 else ""),
             spacing_line(found),
@@ -201,7 +201,7 @@ class _Search:
 
     def network(self, stages: Topology) -> NetworkConfig:
         if len(stages.strides) < 2:
-            problem = f"a patch of {_times(stages.patch_size)} voxels cannot be halved, as the network does"
+            problem = f"a patch of {times(stages.patch_size)} voxels cannot be halved, as the network does"
             raise DataError("patch size", problem, "give a larger --patch-size")
         own = self.base.network
         content = {**own.model_dump(), "strides": stages.strides, "kernels": stages.kernels}
@@ -240,7 +240,7 @@ class _Search:
             if smaller[axis] < min(_SMALLEST_AXIS, found.median[axis]):
                 raise DataError(
                     "memory",
-                    f"{self.memory_gb:g} GB do not hold a step with two patches of {_times(stages.patch_size)} voxels",
+                    f"{self.memory_gb:g} GB do not hold a step with two patches of {times(stages.patch_size)} voxels",
                     "take more, or give --batch-size and --patch-size",
                 )
             stages = topology(smaller, spacing)
@@ -283,7 +283,3 @@ def _notes(memory: Memory, memory_gb: float, devices: int) -> tuple[str, ...]:
         "take a smaller patch" if devices > 1 else "set accumulate to batch_size, or take a smaller patch"
     )
     return (f"more than the {memory_gb:g} GB given: {remedy}",)
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return "×".join(f"{number:g}" for number in numbers)
