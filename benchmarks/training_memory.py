@@ -2,8 +2,8 @@
 
     python benchmarks/training_memory.py [--out benchmarks/results/training_memory.md]
 
-Each row is a process of its own: it builds the network, compiles it as training does, fits three steps, and reports
-its peak resident memory. On a CPU that is all memory there is; on a GPU the estimate is of the device's.
+Each row is a process of its own: it builds and compiles the network as training does, fits three steps, and reports its
+peak resident memory. On a CPU that is all memory there is; on a GPU the estimate is of the device's.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ STEP = """
 import json, resource, sys
 import partialseg  # before TensorFlow, whose environment it sets
 import numpy as np, tensorflow as tf
-from partialseg.losses import preset
-from partialseg.models import build_network, output_strides
+from partialseg.models import output_strides
+from partialseg.training.config import OptimizerConfig, TrainingConfig
+from partialseg.training.devices import make_strategy
+from partialseg.training.loss_config import LOSS_CONFIGS
 from partialseg.training.memory import estimate
 from partialseg.training.network_config import UNetConfig, network_of_kind
-from partialseg.training.config import OptimizerConfig
-from partialseg.training.optimizers import make_optimizer
+from partialseg.training.trainer import build_model, compile_model
 
 name, patch, stages = json.loads(sys.argv[1])
 strides = ((1, 1, 1), *[(2, 2, 2)] * (stages - 1))
@@ -45,12 +46,13 @@ if name in ("plain", "residual"):
 else:  # as the shipped configs have them
     network = network_of_kind(name, UNetConfig(strides=strides, deep_supervision=True))
 loss = {"pipo_fan": "target_adaptive"}.get(name, "masked_sigmoid" if network.kind != "unet" else "partial_supervision")
-model = build_network(num_classes=6, **network.model_dump())
-outputs = output_strides(model)
-losses = [preset(loss, name="loss") for _ in outputs]
-model.compile(
-    make_optimizer(OptimizerConfig(name="sgd")), losses if len(losses) > 1 else losses[0], jit_compile=False
+config = TrainingConfig(
+    name=name, network=network, losses=LOSS_CONFIGS[loss](), optimizer=OptimizerConfig(name="sgd")
 )
+with make_strategy().scope():
+    model = build_model(config, 6)
+    compile_model(model, config)
+outputs = output_strides(model)
 random = np.random.default_rng(0)
 image = random.normal(0, 100, (2, *patch, 1)).astype("float32")
 target = np.eye(6, dtype="uint8")[random.integers(0, 6, (2, *patch))]
