@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from losses_worker import candidates_of, label_map, resident_mb
-from threads import use_threads
+from threads import use_framework_threads, use_threads
 
 NUM_CLASSES = 6
 #: Five stages of 32 to 320 channels, kernels of 3: 16.5 million parameters.
@@ -89,7 +89,7 @@ def nnunet_steps(steps: Steps, batch: int, size: tuple[int, ...], threads: int) 
     """`nnUNetTrainer.train_step` on a CPU, with the network, loss and optimiser that the trainer builds."""
     import torch
 
-    torch.set_num_threads(threads)
+    use_framework_threads(torch, threads)
     torch.manual_seed(0)
     network, loss, optimizer = nnunet_parts(torch)
     image, label = patches_of(batch, size)
@@ -157,8 +157,7 @@ def partialseg_steps(steps: Steps, batch: int, size: tuple[int, ...], threads: i
     import keras
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    use_framework_threads(tf, threads)
     from partialseg_steps import configured, train_steps
 
     network = {
