@@ -31,10 +31,11 @@ def table_notes(name: str, networks: Collection[Network]) -> tuple[str, ...]:
     else:
         differ = "The other rows differ in the loss alone: network, patches and steps are the same."
     return (
-        f"Rows with a network of their own: {own}. Each has the loss of its method from the first step on. Stages and "
-        "channels of the network, patches and steps are those of the other rows; the number of weights is not. "
-        "PIPO-FAN's scales are always supervised; else deep supervision is the config's. The conditioned U-Net and "
-        "DoDNet are made of this package's blocks, and learn all annotated organs of a patch at once.",
+        f"Rows with a network of their own: {own}. Each has the losses that its authors train it with, or nearest "
+        "to those, from the first step on. Stages and channels of the network, patches and steps are those of the "
+        "other rows; the number of weights is not. PIPO-FAN's scales are always supervised; else deep supervision is "
+        "the config's. The conditioned U-Net and DoDNet are made of this package's blocks, and learn all annotated "
+        "organs of a patch at once.",
         f"{differ} So the rows of PaNN's and PIPO-FAN's loss are their losses, not the methods. PaNN's rounds of "
         "training are not here, PIPO-FAN is in 3D, and the numbers are not those of the paper's Table 7.",
         "PaNN's prior is that of the fully annotated training cases, and its row has no Dice loss. Losses have the "

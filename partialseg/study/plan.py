@@ -307,7 +307,7 @@ def _on_all(config: TrainingConfig, losses: LossConfig, name: str, row: str, beg
 
 
 def _method(config: TrainingConfig, row: str, name: str, kind: str, preset: str) -> Iterable[Network]:
-    """A network of another kind with the loss of its method, in stages like ours; the first ones are its own."""
+    """A network of another kind with its authors' losses or nearest to those, in stages like ours, the first too."""
     first, joint = _split_stages(config)
     data, losses, start = _everything(), _other(config, preset), None
     if first:
