@@ -423,6 +423,11 @@ OPTIONS = {
         "precision": "bfloat16",
         "validation": {"folds": 2, "patches": 1, "volumes_every": None, "keep": "last"},
     },
+    # Convolutions in float16 are slow on CPUs: five steps.
+    "float16": {
+        "precision": "float16",
+        "stages": [{"name": "all", "datasets": "all", "epochs": 1, "patches_per_dataset": 2}],
+    },
 }
 
 
