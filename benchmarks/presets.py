@@ -66,6 +66,8 @@ def logs_of(options: argparse.Namespace) -> dict[str, list[pd.DataFrame]]:
     logs: dict[str, list[pd.DataFrame]] = {}
     for seed in options.seeds:
         for name, config in configs(options.steps).items():
+            if options.only and name not in options.only:
+                continue
             out = options.out / f"{name.replace(',', '').replace(' ', '_')}_{seed}"
             run = train(config.model_copy(update={"seed": seed}), options.prepared, out)
             logs.setdefault(name, []).append(pd.read_csv(run.folder / "log.csv"))
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows, where not all are wanted")
     options = parser.parse_args()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     lines = [

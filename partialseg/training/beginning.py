@@ -323,8 +323,8 @@ def _open_run(config: TrainingConfig, prepared: Prepared, folder: Path, start_fr
                     f"holds a run with another {what}: {_difference(getattr(earlier, what), getattr(run, what))}",
                     "give the same config, data and first weights to continue it, or another folder for a new run",
                 )
-        # With others the folds are dealt anew: what was trained on would be held out.
-        if earlier.cases is not None and earlier.cases != run.cases:
+        # With others the folds are dealt anew: what was trained on would be held out. Test cases may come and go.
+        if earlier.cases is not None and earlier.cases.get("train") != run.cases.get("train"):
             raise DataError(
                 folder,
                 f"holds a run with other cases: {_difference_of_cases(earlier.cases, run.cases)}",

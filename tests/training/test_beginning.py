@@ -54,6 +54,13 @@ def test_a_run_does_not_go_on_with_a_case_added_dropped_or_moved_to_another_spli
         assert (out / "run.json").read_bytes() == before
 
 
+def test_a_run_goes_on_where_test_cases_were_added_or_dropped(prepared, tmp_path):
+    begin_again(prepared, tmp_path)
+    training = tuple(case for case in prepared.cases if case.split == "train")
+    assert len(training) < len(prepared.cases)
+    begin_again(replace(prepared, cases=training), tmp_path)
+
+
 def test_a_run_of_an_earlier_version_which_did_not_list_its_cases_goes_on(prepared, tmp_path):
     begin_again(prepared, tmp_path)
     path = tmp_path / "run.json"
