@@ -21,6 +21,7 @@ from partialseg import __version__
 from partialseg.cli import app, main
 from partialseg.cli_options import Hd95
 from partialseg.evaluation.metrics import HD95_DEFINITIONS
+from partialseg.inference.precision import load_model
 
 CARDS = ("btcv", "msd_liver", "msd_spleen", "msd_pancreas", "kits19")
 COMMANDS = [
@@ -398,6 +399,17 @@ def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_writt
         == f"0 predicted, 1 there already, 1 of them with warnings: {tmp_path}/summary.csv\n"
     )
     assert call(*arguments, "--again").out == first.out
+
+
+def test_predict_computes_in_the_precision_that_is_asked_for(run, raw, tmp_path):
+    arguments = ("predict", run, raw / "btcv" / "img" / "img0003.nii.gz", "--out", tmp_path, "--overlap", 0)
+    with mock.patch("partialseg.inference.labelling.load_model", wraps=load_model) as loading:
+        for more, precision in (((), None), (("--precision", "bfloat16"), "bfloat16")):
+            ended = call(*arguments, *more)
+            assert ended.out == f"{tmp_path / 'img0003.nii.gz'}\n", ended  # made again in the other precision
+            assert loading.call_args.args[1] == precision
+            said = json.loads((tmp_path / "img0003.json").read_text())["settings"]["precision"]
+            assert said == (precision or "float32")
     wrong = call(*arguments[:-1], "liver,lung")
     assert wrong.status == 2
     assert "the network has no 'lung', expected some of liver, spleen" in " ".join(wrong.err.split())

@@ -24,10 +24,12 @@ class Network(NamedTuple):
     Attributes:
         model: A Keras model or any callable: float32 HU `(batch, depth, height, width, 1)` to logits.
         patch_size: `(depth, height, width)` of its windows in voxels.
+        precision: In which it computes, as `partialseg predict --precision` names it.
     """
 
     model: Callable[[Any], Any]
     patch_size: tuple[int, int, int]
+    precision: str = "float32"
 
 
 def check_ensemble(runs: Sequence[Run]) -> None:
@@ -65,7 +67,7 @@ def load_networks(runs: Sequence[Run], precision: str | None = None) -> list[Net
         DataError: As for `check_ensemble`, and for `load_model`.
     """
     check_ensemble(runs)
-    return [Network(load_model(run, precision), run.patch_size) for run in runs]
+    return [Network(load_model(run, precision), run.patch_size, precision or "float32") for run in runs]
 
 
 def trained_mirror_axes(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -144,10 +146,17 @@ def label_scan(
                 mean /= len(planes)
             result.add(mean)
     except FloatingPointError as error:
-        raise DataError(
-            scan.source.path, str(error), "train the run again with a lower `optimizer.learning_rate`"
-        ) from error
+        raise DataError(scan.source.path, str(error), _numbers_again(networks)) from error
     return result.labels
+
+
+def _numbers_again(networks: Sequence[Network]) -> str:
+    """What to do about values that are not numbers: float16 ends at 65504, where float32 goes on."""
+    remedy = "train the run again with a lower `optimizer.learning_rate`"
+    asked = [network.precision for network in networks if network.precision != "float32"]
+    if not asked:
+        return remedy
+    return f"predict in float32, without `--precision {asked[0]}`; where that gives none either, {remedy}"
 
 
 def _reports(

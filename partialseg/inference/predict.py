@@ -109,7 +109,7 @@ def predict(
         ensemble: Further runs, such as the other folds, whose probabilities are averaged with the run's.
         outputs: Which organs are written, and what is done to them; all, and nothing, by default.
         again: Whether to predict also what is there already.
-        precision: In which the networks compute; see `partialseg.inference.precision.load_model`.
+        precision: In which the networks compute, float32 by default; see `partialseg.inference.precision.load_model`.
 
     Raises:
         DataError: If a run is not one, is given twice or has no trained network; if a run of the ensemble has other
@@ -241,7 +241,7 @@ def predict_scan(
     scan, outputs = with_files(Scan(stem(Path(out)), Path(path), series)), outputs or Outputs()
     networks = [Network(model, run.patch_size)] if callable(model) else model
     check_names_are_free(Path(out), {scan.path.resolve()})
-    origin = _origin([run], settings, outputs)
+    origin = _origin([run], settings, outputs, networks[0].precision)
     sidecar = _predict_scan(networks, [run], scan, Path(out), settings, progress, outputs, origin)
     return sidecar["volumes_ml"]
 
@@ -306,7 +306,7 @@ def _origin(
             "overlap": settings.overlap,
             "mirror_axes": list(settings.mirror_axes),
             "skip_outside_body": settings.skip_outside_body,
-            "precisions": [precision or run.config.precision for run in runs],
+            "precision": precision or "float32",
             **outputs.as_json(),
         },
     )

@@ -10,7 +10,14 @@ import pytest
 from partialseg.data.augmentation.config import AugmentationConfig
 from partialseg.data.volumes import Source, Volume
 from partialseg.errors import DataError
-from partialseg.inference.labelling import Network, check_ensemble, label_scan, trained_mirror_axes
+from partialseg.inference import labelling
+from partialseg.inference.labelling import (
+    Network,
+    check_ensemble,
+    label_scan,
+    load_networks,
+    trained_mirror_axes,
+)
 from partialseg.inference.predict import predict_scan
 from partialseg.models.sliding_window import WindowSettings
 from partialseg.training.config import TrainingConfig
@@ -154,6 +161,22 @@ def test_mirroring_keeps_left_and_right():
     np.testing.assert_array_equal(mirrored, plain)
     with pytest.raises(ValueError, match="left_kidney: the other side"):
         label_scan(networks, scan, SPACING_MM, CLASSES[:2], WindowSettings(mirror_axes=("x",)))
+
+
+def test_of_values_that_are_no_numbers_a_precision_that_was_asked_for_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        labelling, "load_model", lambda run, precision: lambda hu: np.repeat(hu * np.nan, 3, -1)
+    )
+    for precision, remedy in (
+        (None, "; train the run again"),
+        (
+            "float16",
+            "; predict in float32, without `--precision float16`; where that gives none either, train",
+        ),
+    ):
+        networks = load_networks([make_run(tmp_path)], precision)
+        with pytest.raises(DataError, match=remedy):
+            label_scan(networks, volume(phantom()), SPACING_MM, CLASSES)
 
 
 def peak_memory(depth, num_classes):

@@ -15,8 +15,9 @@ PATCHES = np.random.default_rng(0).normal(0, 300, (1, 4, 8, 8, 1)).astype(np.flo
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A run whose training computed in bfloat16; what it ended with computes in float32 all the same."""
     network = {"strides": ((1, 1, 1), (1, 2, 2)), "base_channels": 4}
-    config = TrainingConfig(name="small", patch_size=(4, 8, 8), network=network)
+    config = TrainingConfig(name="small", patch_size=(4, 8, 8), network=network, precision="bfloat16")
     run = Run(tmp_path_factory.mktemp("run"), config, ("background", "liver", "spleen"), (3.0, 1.5, 1.5), {})
     write_run(run, {})
     build_network(num_classes=3, **config.network.model_dump()).save(run.model_path)
@@ -33,7 +34,7 @@ def test_the_weights_are_the_same_and_only_digits_are_lost(run):
 
 
 @pytest.mark.parametrize("precision", [None, "float32"])
-def test_in_the_precision_of_the_training_it_is_the_saved_network(run, precision):
+def test_by_default_and_in_float32_it_is_the_network_as_saved(run, precision):
     assert {layer.compute_dtype for layer in load_model(run, precision).layers} == {"float32"}
 
 

@@ -1,5 +1,6 @@
 """What is written, what is kept and what is made again, with a network that counts how often it is asked."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from partialseg.data.cards import read_card
 from partialseg.errors import DataError
+from partialseg.inference import labelling
 from partialseg.inference.postprocessing import OrganRules
 from partialseg.inference.predict import predict
 from partialseg.inference.prediction_files import Outputs
@@ -107,10 +109,19 @@ def test_a_run_that_was_stopped_in_the_middle_goes_on_and_leaves_no_half_file(ru
 
 
 @pytest.mark.parametrize(
-    "what", ["scan", "network", "method", "overlap", "organs", "rules", "cut", "bit", "sidecar", "gone"]
+    "what",
+    ["scan", "network", "method", "overlap", "organs", "rules", "precision", "cut", "bit", "sidecar", "gone"],
 )
 def test_what_changed_is_made_again(run, scans, tmp_path, network, monkeypatch, what):
-    out, arguments = tmp_path / "out", {}
+    out, arguments, asked = tmp_path / "out", {}, []
+    # Trained in bfloat16, it computes in float32 until somebody asks for another precision.
+    run = dataclasses.replace(run, config=run.config.model_copy(update={"precision": "bfloat16"}))
+    # The network has no weights that could be computed with in another.
+    loaded = [labelling.Network(network, run.patch_size)]
+    monkeypatch.setattr(
+        "partialseg.inference.predict.load_networks",
+        lambda runs, precision: asked.append(precision) or loaded,
+    )
     go(run, scans, out)
     expected = ["a.nii.gz"]
     if what == "scan":
@@ -133,12 +144,16 @@ def test_what_changed_is_made_again(run, scans, tmp_path, network, monkeypatch, 
             monkeypatch.setattr("partialseg.inference.predict.METHOD", -1)
         elif what == "overlap":
             arguments["overlap"] = 0.25
+        elif what == "precision":
+            arguments["precision"] = "bfloat16"
         elif what == "organs":
             arguments["outputs"] = Outputs(organs=("liver",))
         else:
             arguments["outputs"] = Outputs(rules={"liver": OrganRules(fill_holes=True)})
     assert [path.name for path in go(run, scans, out, **arguments).written] == expected
     assert go(run, scans, out, **arguments).written == []
+    assert asked == [None, arguments.get("precision")]
+    assert sidecar(out)["settings"]["precision"] == (asked[1] or "float32")
 
 
 def test_what_a_killed_process_left_of_a_case_goes_and_what_another_works_on_stays(
