@@ -399,6 +399,9 @@ def test_predict_called_again_keeps_what_is_there_and_organs_limit_what_is_writt
         == f"0 predicted, 1 there already, 1 of them with warnings: {tmp_path}/summary.csv\n"
     )
     assert call(*arguments, "--again").out == first.out
+    wrong = call(*arguments[:-1], "liver,lung")
+    assert wrong.status == 2
+    assert "the network has no 'lung', expected some of liver, spleen" in " ".join(wrong.err.split())
 
 
 def test_predict_computes_in_the_precision_that_is_asked_for(run, raw, tmp_path):
@@ -410,9 +413,6 @@ def test_predict_computes_in_the_precision_that_is_asked_for(run, raw, tmp_path)
             assert loading.call_args.args[1] == precision
             said = json.loads((tmp_path / "img0003.json").read_text())["settings"]["precision"]
             assert said == (precision or "float32")
-    wrong = call(*arguments[:-1], "liver,lung")
-    assert wrong.status == 2
-    assert "the network has no 'lung', expected some of liver, spleen" in " ".join(wrong.err.split())
 
 
 def test_post_processing_is_chosen_and_applied(run, raw, prepared, tmp_path):

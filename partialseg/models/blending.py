@@ -131,7 +131,8 @@ class BlendedPlanes:
         """Make sure that planes are of numbers.
 
         Raises:
-            FloatingPointError: If they are not.
+            FloatingPointError: If a value is NaN or +inf, or all of a plane are -inf. Some that are -inf pass: they are
+                classes that are certainly not there.
         """
         self._wait()
         if not np.isfinite(list(self._pool.map(np.max, planes))).all():
@@ -201,7 +202,8 @@ def softmax(logits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         `probabilities`.
 
     Raises:
-        FloatingPointError: If a logit is not a number, or infinite, so that there are no probabilities.
+        FloatingPointError: If a logit is NaN or +inf, or all of a voxel are -inf, so that there are no probabilities.
+            A class of -inf beside others has the probability 0.
 
     Example:
         >>> softmax(np.log(np.array([[[1, 3], [2, 2]]], np.float32)), np.empty((1, 2, 2), np.float32)).tolist()

@@ -14,7 +14,9 @@ from keras import ops
 
 from partialseg.models.normalization import norms_compiled_in_prediction
 
-#: Voxels of a patch from which on it is worth the second or two that XLA takes to compile a network's norms.
+#: Voxels of a patch from which on it is worth the second or two that XLA takes to compile a network's norms. It takes
+#: them once for each number of patches in a batch: where `batch_size` does not divide the windows of a slab, the rest
+#: batch is compiled for too.
 LARGE_PATCH = 2**17
 #: Graphs of the networks that are alive, by the shape of what they take.
 _graphs: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()

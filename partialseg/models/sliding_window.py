@@ -103,7 +103,9 @@ def predict_volume(
         the logits.
 
     Raises:
-        ValueError: If the volume is not 3D or empty, or the patch size or the overlap is not in its range.
+        ValueError: If the volume is not 3D or empty, or the patch size or the overlap is not in its range; if the
+            model's logits are of another shape than its patches, or `mirrored_classes` are not those of the logits.
+        FloatingPointError: If a blended logit is NaN or +inf, or all of a voxel are -inf.
 
     Example:
         >>> brighter_than_zero = lambda hu: np.concatenate([0 * hu, hu], axis=-1)
@@ -191,7 +193,9 @@ class SlidingWindow:
             float32 `(height, width, classes)`; the array is the caller's.
 
         Raises:
-            FloatingPointError: If the network gives values that are not numbers.
+            ValueError: If the network's logits are of another shape than its patches, or have other classes than
+                `num_classes` or `mirrored_classes`.
+            FloatingPointError: If a blended logit is NaN or +inf, or all of a voxel are -inf.
         """
         for planes, sums in self._slabs_in_turn(progress):
             # Of many classes a slab is most of the memory: no second one is held beside it.
@@ -209,7 +213,8 @@ class SlidingWindow:
             float32 `(height, width, classes)`: a view, overwritten once planes of a later slab are asked for.
 
         Raises:
-            FloatingPointError: If the network gives values that are not numbers.
+            ValueError: As `planes`.
+            FloatingPointError: If a blended logit is NaN or +inf, or all of a plane are -inf.
         """
         for planes, sums in self._slabs_in_turn(progress):
             sums.check(planes)
@@ -222,14 +227,20 @@ class SlidingWindow:
             float32 `(depth, height, width, classes)`.
 
         Raises:
-            FloatingPointError: If the network gives values that are not numbers.
+            ValueError: As `planes`.
+            FloatingPointError: If a blended logit is NaN or +inf, or all of a plane are -inf.
         """
         logits, sums = self._whole(progress)
         sums.check(logits)
         return logits
 
     def probabilities(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """Predict, and give the probabilities of the whole volume; as `whole_logits` otherwise."""
+        """Predict, and give the probabilities of the whole volume; as `whole_logits` otherwise.
+
+        Raises:
+            ValueError: As `planes`.
+            FloatingPointError: As `planes`.
+        """
         logits, sums = self._whole(progress)
         sums.softmax(logits, logits)
         return logits
@@ -283,16 +294,30 @@ class SlidingWindow:
         for flip in flips:
             axes = [axis for axis, mirrored in enumerate(flip, start=1) if mirrored]
             logits = self._forward(np.ascontiguousarray(np.flip(patches, axes)) if axes else patches)
+            self._check_logits(logits.shape, patches.shape)
             sums = sums or self._sums(num_planes, logits.shape[-1])
             for window, values in zip(batch, logits, strict=True):
                 depth, *others = self._weights_of(window)
                 sums.add(values, self._start_of(window), [depth / np.float32(len(flips)), *others], flip)
         return sums
 
+    def _check_logits(self, found: tuple[int, ...], patches: tuple[int, ...]) -> None:
+        """Refuse logits that would be added where they do not belong: the loops that add them do not look."""
+        if found[:-1] != patches[:-1]:
+            raise ValueError(
+                f"the network gives logits of shape {found} for patches of shape {patches}, expected "
+                f"({', '.join(map(str, patches[:-1]))}, classes)"
+            )
+        if self.num_classes not in (None, found[-1]):
+            raise ValueError(f"the network gives {found[-1]} classes, expected {self.num_classes}")
+
     def _sums(self, num_planes: int, num_classes: int) -> BlendedPlanes:
         """Sums of no window yet, of so many planes, for as many classes as the network has."""
-        if self.num_classes not in (None, num_classes):
-            raise ValueError(f"the network gives {num_classes} classes, expected {self.num_classes}")
+        mirrored = self._mirrored_classes
+        if mirrored is not None and sorted(mirrored) != list(range(num_classes)):
+            raise ValueError(
+                f"mirrored_classes must name each of the network's {num_classes} classes once, received {mirrored}"
+            )
         self.num_classes = num_classes
         shape = (num_planes, *self._volume.shape[1:])
         return BlendedPlanes(shape, num_classes, self.patch_size, self._mirrored_classes)

@@ -116,6 +116,15 @@ def test_windows_that_are_left_out_are_background_and_change_nothing_elsewhere()
     assert (found[:, :, 8:, 0] > 0.999).all()
 
 
+@pytest.mark.parametrize("shape", [(9, 13, 17), (3, 8, 5)])
+def test_whole_logits_are_those_of_the_planes(shape):
+    volume = RANDOM.uniform(-1000, 1000, shape).astype(np.float32)
+    windows = SlidingWindow(pointwise, volume, (4, 8, 8), WindowSettings())
+    found = windows.whole_logits()
+    np.testing.assert_array_equal(found, np.stack([plane.copy() for plane in windows.logits()]))
+    np.testing.assert_allclose(found, pointwise(volume[..., np.newaxis]), atol=1e-5)
+
+
 def peak_memory(depth, num_classes):
     volume = np.zeros((depth, 24, 24), np.float32)
     windows = SlidingWindow(
@@ -241,3 +250,31 @@ def test_arguments_that_need_each_other_are_asked_for():
         next(SlidingWindow(pointwise, volume, patch_size, WindowSettings(), num_classes=5).planes())
     with pytest.raises(ValueError, match="batch_size"):
         WindowSettings(batch_size=0)
+
+
+def growing(hu):
+    """One class more with each window."""
+    growing.classes += 1
+    return np.zeros((*hu.shape[:-1], growing.classes), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda hu: pointwise(hu)[:, :, 1:], r"\(1, 4, 3, 4, 3\) for .* expected \(1, 4, 4, 4, classes\)"),
+        (lambda hu: np.repeat(pointwise(hu), 2, axis=3), r"\(1, 4, 4, 8, 3\) for .* expected \(1, 4, 4, 4"),
+        (lambda hu: hu[..., 0], r"\(1, 4, 4, 4\) for .* expected \(1, 4, 4, 4, classes\)"),
+        (growing, "gives 2 classes, expected 1"),
+    ],
+    ids=["smaller", "larger", "no classes", "other classes"],
+)
+def test_logits_that_do_not_fit_the_window_are_refused(network, message):
+    growing.classes = 0
+    with pytest.raises(ValueError, match=message):
+        predict_volume(network, np.zeros((8, 4, 4), np.float32), (4, 4, 4))
+
+
+@pytest.mark.parametrize("mirrored", [(0, 1), (0, 1, 3), (0, 1, 1)])
+def test_classes_of_the_mirror_that_are_not_the_network_s_are_refused(mirrored):
+    with pytest.raises(ValueError, match="each of the network's 3 classes once, received"):
+        predict_volume(pointwise, np.zeros((4, 4, 4)), (4, 4, 4), mirror_axes="x", mirrored_classes=mirrored)
