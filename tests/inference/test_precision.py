@@ -20,6 +20,7 @@ def run(tmp_path_factory):
     config = TrainingConfig(name="small", patch_size=(4, 8, 8), network=network, precision="bfloat16")
     run = Run(tmp_path_factory.mktemp("run"), config, ("background", "liver", "spleen"), (3.0, 1.5, 1.5), {})
     write_run(run, {})
+    keras.utils.set_random_seed(0)
     build_network(num_classes=3, **config.network.model_dump()).save(run.model_path)
     return run
 
