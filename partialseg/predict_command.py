@@ -96,7 +96,8 @@ def predict(
         Optional[Precision],  # noqa: UP045
         typer.Option(
             help="In which the network computes, float32 by default. bfloat16 took 0.56 of the time on a CPU with "
-            "AVX512-BF16, and takes many times as long on CPUs without; no GPU was measured. A few voxels differ.",
+            "AVX512-BF16, and takes many times as long on CPUs without; float16 does so on every CPU. No GPU was "
+            "measured. A few voxels differ.",
         ),
     ] = None,
     again: Annotated[

@@ -15,7 +15,7 @@ import pydicom
 from partialseg.data.cards import Card
 from partialseg.data.raw_files import content_hash
 from partialseg.data.volumes import read_image, stem
-from partialseg.errors import DataError
+from partialseg.errors import DataError, first_of
 from partialseg.files import os_problem
 from partialseg.inference.dicom_seg import read_source_series
 from partialseg.inference.labelling import (
@@ -41,6 +41,7 @@ from partialseg.inference.summary import write_summary
 from partialseg.models.sliding_window import DEFAULT_SETTINGS, WindowSettings
 from partialseg.progress import progress_bar
 from partialseg.training.runs import Run, read_run
+from partialseg.wording import counted
 
 #: Of how a label map comes from a scan and a network; a new number where the same settings give other labels, so that
 #: what an older version predicted is made again.
@@ -114,7 +115,8 @@ def predict(
     Raises:
         DataError: If a run is not one, is given twice or has no trained network; if a run of the ensemble has other
             classes or another voxel size; if windows are to be mirrored and a run was trained without that; if the
-            probabilities of two organs would share a file; or if `out` is a file or may not be written to.
+            probabilities of two organs would share a file; if a test case was trained on; or if `out` is a file or
+            may not be written to.
         ValueError: If a split is asked for without a card, or an organ is not among the run's classes.
     """
     if split is not None and card is None:
@@ -134,6 +136,8 @@ def predict(
     origin = _origin(runs, settings, outputs, precision)
     result = PredictResult()
     scans = list_scans(inputs, card, split, result.problems, result.notes)
+    if split == "test":
+        _check_unseen(runs, card, scans)
     sources = {path.resolve() for scan in scans for path in (scan.path, *scan.files)}
     remedy = _more_memory(batch_size)
     with _summary_at_the_end(Path(out), result), progress_bar() as bar:
@@ -319,6 +323,18 @@ def _identifiers(scan: Scan) -> dict[str, str | None]:
         return dict.fromkeys(tags)
     header = pydicom.dcmread(scan.files[0], stop_before_pixels=True, specific_tags=list(tags.values()))
     return {key: str(header.get(tag, "")) or None for key, tag in tags.items()}
+
+
+def _check_unseen(runs: Sequence[Run], card: Card, scans: Sequence[Scan]) -> None:
+    """Refuse what a card counts as test and a run was trained on: scores would be taken for those of new cases."""
+    for run in runs:
+        trained_on = (run.cases or {}).get("train", {}).get(card.name, ())
+        if seen := [scan.name for scan in scans if scan.name in trained_on]:
+            raise DataError(
+                run.folder,
+                f"trained on {counted(len(seen), 'case')} that the card {card.name} counts as test ({first_of(seen)})",
+                "give the card with which the data of the training were prepared",
+            )
 
 
 def _check_folder(out: Path) -> None:

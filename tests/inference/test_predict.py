@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+from dataclasses import replace
 
 import keras
 import nibabel as nib
@@ -172,6 +173,21 @@ def test_with_a_card_the_cases_of_a_raw_folder_are_predicted_under_their_names(r
     assert len(test_only.written) == 1
     assert not everything.problems
     assert not test_only.problems
+
+
+def test_a_test_case_by_the_card_that_was_trained_on_is_refused(run, tmp_path):
+    card = read_card("kits19")
+    for i in range(5):
+        write_scan(tmp_path / "raw" / f"case_{i:05d}" / "imaging.nii.gz", boxes((12, 12, 6)), RAS)
+        write_scan(tmp_path / "raw" / f"case_{i:05d}" / "segmentation.nii.gz", boxes((12, 12, 6)) > 0, RAS)
+    arguments = ([tmp_path / "raw"], tmp_path / "out", 0.5, card, "test")
+    (unseen,) = predict(run, *arguments, progress=False).written
+    name = unseen.name.removesuffix(".nii.gz")
+    other = replace(run, cases={"train": {"kits19": ("case_x",), "btcv": (name,)}})
+    assert predict(other, *arguments, progress=False).kept == [unseen]
+    seen = replace(run, cases={"train": {"kits19": ("case_x", name)}})
+    with pytest.raises(DataError, match=rf"trained on 1 case that the card kits19 counts as test \({name}\)"):
+        predict(seen, *arguments, progress=False)
 
 
 def test_card_without_cases_in_the_folder_is_a_problem(run, tmp_path):
