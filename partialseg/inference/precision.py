@@ -28,11 +28,11 @@ def load_model(run: Run, precision: str | None = None) -> keras.Model:
     model = run.load_model()
     if precision in (None, "float32"):
         return model
-    from partialseg.models import build_network
     from partialseg.training.optimizers import computing_in
+    from partialseg.training.trainer import build_model
 
     with computing_in(precision):
-        other = build_network(num_classes=len(run.classes), **run.config.network.model_dump())
+        other = build_model(run.config, len(run.classes))
     if [weight.shape for weight in other.weights] != [weight.shape for weight in model.weights]:
         raise DataError(
             run.folder / "config.yaml",
