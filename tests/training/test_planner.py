@@ -227,11 +227,16 @@ def test_an_encoder_is_refused_where_there_is_none_to_choose(prepared):
         plan(prepared, "pipo_fan", encoder="residual")
 
 
+def planned_by_command(prepared, out, *options):
+    """What `partialseg plan` prints, for 2 GB."""
+    result = CliRunner().invoke(app, ["plan", str(prepared), "--out", str(out), "--memory", "2", *options])
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def test_command_plans_for_another_network(tiny_prepared, tmp_path):
     out = tmp_path / "plan.yaml"
-    arguments = ["plan", str(tiny_prepared), "--out", str(out), "--memory", "2", "--preset", "dynamic_head"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    result = planned_by_command(tiny_prepared, out, "--preset", "dynamic_head")
     assert "network dynamic_head, float32: about" in result.stdout
     made = read_config(out)
     assert (made.network.kind, made.losses.preset) == ("dynamic_head", "masked_sigmoid")
@@ -259,9 +264,7 @@ def test_a_plan_replaces_plans_alone(prepared, tiny_prepared, tmp_path):
 
 def test_command_writes_a_config_that_trains_and_says_how_it_came_about(tiny_prepared, tmp_path):
     out = tmp_path / "plan.yaml"
-    arguments = ["plan", str(tiny_prepared), "--out", str(out), "--memory", "2", "--encoder", "residual"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    result = planned_by_command(tiny_prepared, out, "--encoder", "residual")
     assert "msd_liver" in result.stdout
     assert "residual encoder" in result.stdout
     assert "nnU-Net's rule gives --spacing" in result.stdout
