@@ -124,17 +124,17 @@ def _prose(draft: Draft) -> list[str]:
     paragraphs = [
         (
             "What it is",
-            f"{count}Drawn are: {organs}. TODO: which patients, which phase, how the labels were made.",
+            f"{count}Drawn are: {organs}. To be filled in: which patients, which phase, how the labels were made.",
         ),
-        ("Who made it", "TODO."),
-        ("Licence and citation", f"{licence}TODO: check it."),
-        ("How to get it", "TODO."),
+        ("Who made it", "To be filled in."),
+        ("Licence and citation", f"{licence}To be checked."),
+        ("How to get it", "To be filled in."),
         ("Layout", f"\n\n```\nRAW/{folder}/{example[0]}\nRAW/{folder}/{example[1]}\n```"),
         (
             "Quirks",
-            "TODO: values that mean several organs, cases to leave out, scans shared with other datasets.",
+            "To be filled in: values that mean several organs, cases to leave out, scans shared with other datasets.",
         ),
-        ("Not suited to", "TODO."),
+        ("Not suited to", "To be filled in."),
     ]
     lines = [f"# {draft.title or draft.name}"]
     for heading, text in paragraphs:
