@@ -26,6 +26,7 @@ from partialseg.locking import locked
 from partialseg.machine import free_memory
 from partialseg.progress import console
 from partialseg.training.backends import backend_versions, check_deterministic
+from partialseg.training.bfloat16 import check_gradients
 from partialseg.training.config import TrainingConfig, read_config, stage_datasets
 from partialseg.training.runs import Run, as_begun, read_run, write_run
 from partialseg.training.stage_patches import held_out
@@ -69,6 +70,7 @@ def begin(
         raise DataError(out, "is a file, expected a folder for the run", "give another place")
     config = as_begun(config, Path(out))
     _check_devices(config, strategy)
+    check_gradients(config)
     if config.deterministic:
         check_deterministic()
     for stage in config.stages:

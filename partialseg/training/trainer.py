@@ -29,7 +29,6 @@ from partialseg.training.backends import (
 )
 from partialseg.training.batches import stage_batches, steps_of_epoch
 from partialseg.training.beginning import begin, only_writer
-from partialseg.training.bfloat16 import check_gradients
 from partialseg.training.callbacks import (
     Bookkeeper,
     Books,
@@ -104,7 +103,6 @@ def _train(
     folder: Path,
 ) -> None:
     """Train from where the run stands to its end, with the logs of this process in a folder."""
-    check_gradients(config)
     if (note := mirror_note(prepared, config.augmentation)) is not None:
         console.print(f"note: {note}")
     if config.validation is not None and (alone := _never_held_out(config, prepared)):

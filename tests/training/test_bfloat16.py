@@ -4,6 +4,7 @@ import keras
 import pytest
 
 from partialseg.errors import DataError
+from partialseg.training.beginning import begin
 from partialseg.training.bfloat16 import check_gradients, stage_depths
 from partialseg.training.config import TrainingConfig
 
@@ -28,3 +29,9 @@ def test_other_depths_precisions_kernels_and_libraries_are_not(monkeypatch):
     check_gradients(config(8, kernels=((3, 3, 3), (3, 3, 3), (1, 3, 3))))
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     check_gradients(config(8))
+
+
+def test_a_refused_start_leaves_no_folder(tiny_prepared, tmp_path):
+    with pytest.raises(DataError, match="trains in bfloat16 on a CPU"):
+        begin(config(8), tiny_prepared, tmp_path / "run", None, None)
+    assert not (tmp_path / "run").exists()
